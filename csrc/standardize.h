@@ -1,0 +1,95 @@
+// Weight standardization: what is computed, and the plain structs that every kernel takes.
+//
+// A weight is `rows` channels of `cols` elements. For every row, with `correction` c:
+//
+//   mean  = sum(w) / cols                              (0 when center is false)
+//   var   = sum((w - mean)^2) / (cols - c)
+//   d     = sqrt(var) + eps | sqrt(var + eps) | sqrt(max(var, eps))      by eps_mode
+//   s     = scale / d
+//   w_hat = s * (w - mean)
+//   out   = gain * w_hat + shift                       (gain, shift: optional, one value a row)
+//
+// Backward, for the gradient `grad` of out, with k = ds/dvar (csrc/channel.h):
+//
+//   grad_weight = s * gain * (grad - mean(grad)) + (w - mean) * 2/(cols - c) * k * gain * dot
+//   dot         = sum((grad - mean(grad)) * (w - mean))     (center false: mean(grad) := 0)
+//   grad_gain   = s * dot                              grad_shift = sum(grad)
+//
+// Nothing is saved between the two but the weight: the backward kernels have each row in registers
+// or cache anyway, so they compute its statistics again, which costs no memory traffic.
+//
+// This header is free of torch, CUDA and the standard library's templates, so that files compiled
+// for one instruction set can include it.
+#pragma once
+
+#include <cstdint>
+
+// Functions of libws.so that the pybind11 module calls.
+#define WS_API __attribute__((visibility("default")))
+
+namespace ws {
+
+enum class EpsMode : int32_t { kStd = 0, kVar = 1, kClamp = 2 };
+
+struct Formula {
+  double eps;
+  double scale;
+  int64_t correction;
+  EpsMode eps_mode;
+  bool center;
+};
+
+// The (weight, out) element types that have a kernel. grad has out's type; grad_weight, gain, shift
+// and their gradients have the weight's. Statistics are float32, for float64 weights float64.
+enum Types : int32_t {
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
+  kF32ToF16,
+  kF32ToBF16,
+  kTypesCount,
+};
+
+// One weight as rows of runs: a row is cols / run runs of `run` contiguous elements. Whatever is
+// dense within a channel has run == cols; the weight of a transposed convolution (channel_dim 1)
+// has its kernel's size as run. Rows are permuted freely, since statistics do not see the order.
+struct Shape {
+  int64_t rows;
+  int64_t cols;
+  int64_t run;
+};
+
+// In elements: from one row to the next, and from one run of a row to its next. Unlike `Shape`,
+// they may differ between the tensors of one call (a sliced weight has a dense result).
+struct Strides {
+  int64_t row;
+  int64_t run;
+};
+
+struct Forward {
+  Shape shape;
+  Formula formula;
+  const void* weight;  // [rows, cols]
+  const void* gain;    // [rows] or null
+  const void* shift;   // [rows] or null
+  void* out;           // [rows, cols]
+  Strides weight_strides;
+  Strides out_strides;
+};
+
+struct Backward {
+  Shape shape;
+  Formula formula;
+  const void* grad;    // [rows, cols], of out
+  const void* weight;  // [rows, cols]
+  const void* gain;    // [rows] or null
+  void* grad_weight;   // [rows, cols]
+  void* grad_gain;     // [rows] or null
+  void* grad_shift;    // [rows] or null
+  Strides grad_strides;
+  Strides weight_strides;
+  Strides grad_weight_strides;
+};
+
+}  // namespace ws

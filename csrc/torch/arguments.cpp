@@ -1,0 +1,174 @@
+#include "arguments.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <utility>
+
+#include "../layout.h"
+
+namespace ws {
+namespace {
+
+View view_of(const Tensor& tensor) {
+  return {tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
+}
+
+// An uninitialized tensor of `like`'s shape and device, and of its strides where they are dense.
+Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  const View view = view_of(like);
+  if (!is_dense(view)) {
+    // PyTorch's own choice of strides, which the op's fake implementation makes too
+    return torch::stable::to(torch::stable::empty_like(like), dtype);
+  }
+  AtenTensorHandle handle;
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dim, view.sizes, view.strides,
+                                                  static_cast<int32_t>(dtype), device_type,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor copy_with_strides_of(const Tensor& result, const Tensor& source) {
+  Tensor copy = empty_like(result, source.scalar_type());
+  return torch::stable::copy_(copy, source);
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), other = b.sizes();
+  if (sizes.size() != other.size()) return false;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != other[d]) return false;
+  }
+  return true;
+}
+
+Types types_of(ScalarType weight, ScalarType out) {
+  if (weight == ScalarType::Double && out == weight) return kF64;
+  if (weight == ScalarType::Float && out == weight) return kF32;
+  if (weight == ScalarType::Half && out == weight) return kF16;
+  if (weight == ScalarType::BFloat16 && out == weight) return kBF16;
+  if (weight == ScalarType::Float && out == ScalarType::Half) return kF32ToF16;
+  if (weight == ScalarType::Float && out == ScalarType::BFloat16) return kF32ToBF16;
+  STD_TORCH_CHECK(false, "ws: no kernel for this weight dtype and result dtype");
+}
+
+int64_t wrap_channel_dim(const Tensor& weight, int64_t channel_dim) {
+  const int64_t dim = weight.dim();
+  STD_TORCH_CHECK(dim >= 2, "ws: weight must have at least 2 dimensions");
+  STD_TORCH_CHECK(-dim <= channel_dim && channel_dim < dim, "ws: channel_dim is out of range");
+  return channel_dim < 0 ? channel_dim + dim : channel_dim;
+}
+
+Formula checked_formula(const Tensor& weight, int64_t channel_dim, double eps, int64_t eps_mode,
+                        int64_t correction, bool center, double scale) {
+  STD_TORCH_CHECK(0 <= eps_mode && eps_mode <= 2, "ws: eps_mode must be 0, 1 or 2");
+  STD_TORCH_CHECK(eps >= 0 && eps - eps == 0, "ws: eps must be finite and not negative");
+  STD_TORCH_CHECK(scale - scale == 0, "ws: scale must be finite");
+  const int64_t numel = weight.numel();
+  STD_TORCH_CHECK(correction >= 0 && (numel == 0 || correction < numel / weight.size(channel_dim)),
+                  "ws: correction must be smaller than the elements of a channel");
+  return {eps, scale, correction, static_cast<EpsMode>(eps_mode), center};
+}
+
+// gain or shift [rows], contiguous.
+std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const Tensor& weight,
+                                     int64_t rows) {
+  if (!vector) return vector;
+  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == rows &&
+                      vector->scalar_type() == weight.scalar_type() &&
+                      vector->device() == weight.device(),
+                  "ws: gain and shift must have one value a channel, on the weight's device and in "
+                  "its dtype");
+  return vector->is_contiguous() ? vector : torch::stable::contiguous(*vector);
+}
+
+const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+// A gradient of gain or shift [rows]; nothing is written to it for an empty weight.
+Tensor new_vector(const Tensor& weight, int64_t rows) {
+  return weight.numel() > 0 ? torch::stable::new_empty(weight, {rows})
+                            : torch::stable::new_zeros(weight, {rows});
+}
+
+}  // namespace
+
+ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::optional<Tensor> shift,
+                            int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
+                            bool center, double scale, std::optional<ScalarType> dtype) {
+  channel_dim = wrap_channel_dim(weight, channel_dim);
+  const int64_t rows = weight.size(channel_dim);
+  ForwardCall call{};
+  call.args.formula =
+      checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
+  const ScalarType out_dtype = dtype.value_or(weight.scalar_type());
+  call.types = types_of(weight.scalar_type(), out_dtype);
+  call.gain = checked_vector(std::move(gain), weight, rows);
+  call.shift = checked_vector(std::move(shift), weight, rows);
+
+  call.out = empty_like(weight, out_dtype);
+  if (weight.numel() == 0) return call;
+  Strides strides[2];
+  const View views[2] = {view_of(call.out), view_of(weight)};
+  if (match_layout(views, 2, channel_dim, &call.args.shape, strides) != 2) {
+    weight = copy_with_strides_of(call.out, weight);
+    const View copied[2] = {view_of(call.out), view_of(weight)};
+    match_layout(copied, 2, channel_dim, &call.args.shape, strides);
+  }
+  call.weight = std::move(weight);
+  call.args.weight = call.weight.const_data_ptr();
+  call.args.gain = data_or_null(call.gain);
+  call.args.shift = data_or_null(call.shift);
+  call.args.out = call.out.mutable_data_ptr();
+  call.args.out_strides = strides[0];
+  call.args.weight_strides = strides[1];
+  return call;
+}
+
+BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
+                              int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
+                              bool center, double scale, bool affine) {
+  channel_dim = wrap_channel_dim(weight, channel_dim);
+  const int64_t rows = weight.size(channel_dim);
+  BackwardCall call{};
+  call.args.formula =
+      checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
+  STD_TORCH_CHECK(same_sizes(grad, weight) && grad.device() == weight.device(),
+                  "ws: grad must have the weight's shape and device");
+  call.types = types_of(weight.scalar_type(), grad.scalar_type());
+  call.gain = checked_vector(std::move(gain), weight, rows);
+
+  call.grad_weight = empty_like(weight, weight.scalar_type());
+  if (affine) {
+    call.grad_gain = new_vector(weight, rows);
+    call.grad_shift = new_vector(weight, rows);
+    call.args.grad_gain = call.grad_gain->mutable_data_ptr();
+    call.args.grad_shift = call.grad_shift->mutable_data_ptr();
+  }
+  if (weight.numel() == 0) return call;
+  Strides strides[3];
+  for (int fitting = 0; fitting != 3;) {
+    const View views[3] = {view_of(call.grad_weight), view_of(weight), view_of(grad)};
+    fitting = match_layout(views, 3, channel_dim, &call.args.shape, strides);
+    if (fitting < 3) {
+      Tensor& copied = fitting == 1 ? weight : grad;
+      copied = copy_with_strides_of(call.grad_weight, copied);
+    }
+  }
+  call.grad = std::move(grad);
+  call.weight = std::move(weight);
+  call.args.grad = call.grad.const_data_ptr();
+  call.args.weight = call.weight.const_data_ptr();
+  call.args.gain = data_or_null(call.gain);
+  call.args.grad_weight = call.grad_weight.mutable_data_ptr();
+  call.args.grad_weight_strides = strides[0];
+  call.args.weight_strides = strides[1];
+  call.args.grad_strides = strides[2];
+  return call;
+}
+
+}  // namespace ws

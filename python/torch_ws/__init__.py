@@ -1,0 +1,63 @@
+"""Weight Standardization for PyTorch in native kernels, forward and backward."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import _load  # first: defines torch.ops.ws
+from . import _C, reference
+from ._C import cpu_capability
+from .formulas import Formula, formulas
+from .functional import standardize
+from .modules import (
+    WSConv1d,
+    WSConv2d,
+    WSConv3d,
+    WSConvTranspose1d,
+    WSConvTranspose2d,
+    WSConvTranspose3d,
+    WSLinear,
+)
+
+try:
+    __version__ = version("torch-ws")
+except PackageNotFoundError:  # a source tree on sys.path
+    __version__ = "unknown"
+
+__all__ = [
+    "Formula",
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "WSConvTranspose1d",
+    "WSConvTranspose2d",
+    "WSConvTranspose3d",
+    "WSLinear",
+    "cpu_capability",
+    "formulas",
+    "info",
+    "reference",
+    "standardize",
+]
+
+
+def info() -> dict[str, object]:
+    """Versions, the instruction set in use, and the CUDA build or why it is not loaded."""
+    build = _load.BUILD
+    return {
+        "torch_ws": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "built with torch": build.get("torch"),
+        "compiler": build.get("compiler"),
+        "cpu_capability": cpu_capability(),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda_build": build.get("cuda"),
+        "cuda_arch_list": build.get("cuda_architectures"),
+        "cuda_loaded": _load.CUDA_REASON is None,
+        "cuda_reason": _load.CUDA_REASON,
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,115 @@
+"""What is refused, and in which words. Every entry point raises from here, before any work.
+
+The ops check the same conditions tersely for their own safety; on the fast path nothing here runs
+until an op has refused its arguments (see functional.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .formulas import EPS_MODES, Formula, formulas
+
+# A weight's dtype -> the dtypes its result can have. The first is the default.
+OUTPUT_DTYPES = {
+    torch.float32: (torch.float32, torch.float16, torch.bfloat16),
+    torch.float64: (torch.float64,),
+    torch.float16: (torch.float16,),
+    torch.bfloat16: (torch.bfloat16,),
+}
+
+
+def resolve(formula) -> Formula:
+    """The Formula of that name, or the Formula itself."""
+    if isinstance(formula, Formula):
+        return formula
+    if not isinstance(formula, str):
+        raise TypeError(f"formula must be a name or a Formula, got {type(formula).__name__}")
+    if formula not in formulas:
+        raise ValueError(f"formula must be one of {', '.join(formulas)}; got {formula!r}")
+    return formulas[formula]
+
+
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def check_weight(weight, channel_dim=0) -> None:
+    """Raises unless `weight` is a dense floating-point tensor with a `channel_dim`."""
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.is_quantized:
+        raise NotImplementedError(f"weight must not be quantized, got {weight.dtype}")
+    if weight.layout != torch.strided:
+        raise NotImplementedError(f"weight must be a dense (strided) tensor, got {weight.layout}")
+    if weight.dtype not in OUTPUT_DTYPES:
+        allowed = ", ".join(map(_name, OUTPUT_DTYPES))
+        raise ValueError(f"weight must have dtype {allowed}; got {_name(weight.dtype)}")
+    if weight.dim() < 2:
+        raise ValueError(
+            "weight must have at least 2 dimensions (channels and their elements), "
+            f"got shape {tuple(weight.shape)}"
+        )
+    if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
+        raise TypeError(f"channel_dim must be an int, got {type(channel_dim).__name__}")
+    if not -weight.dim() <= channel_dim < weight.dim():
+        raise ValueError(
+            f"channel_dim must be in [{-weight.dim()}, {weight.dim() - 1}] for a weight of shape "
+            f"{tuple(weight.shape)}, got {channel_dim}"
+        )
+
+
+def check(
+    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
+) -> None:
+    """Raises for what ws::standardize refuses; the arguments are the op's."""
+    check_weight(weight, channel_dim)
+    channels = weight.shape[channel_dim]
+    for name, tensor in (("gain", gain), ("shift", shift)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor or None, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise NotImplementedError(f"{name} must be a dense (strided) tensor")
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"{name} must have shape ({channels},), one value a channel; "
+                f"got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != weight.dtype:
+            raise ValueError(
+                f"{name} must have the weight's dtype {_name(weight.dtype)}, "
+                f"got {_name(tensor.dtype)}"
+            )
+        if tensor.device != weight.device:
+            raise ValueError(
+                f"{name} must be on the weight's device {weight.device}, got {tensor.device}"
+            )
+    if not 0 <= eps_mode < len(EPS_MODES):
+        meanings = ", ".join(f'{i} "{mode}"' for i, mode in enumerate(EPS_MODES))
+        raise ValueError(f"eps_mode must be one of {meanings}; got {eps_mode}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if correction < 0:
+        raise ValueError(f"correction must not be negative, got {correction}")
+    if weight.numel() > 0:
+        fan_in = weight.numel() // channels
+        if correction >= fan_in:
+            raise ValueError(
+                f"correction must be smaller than the elements of a channel ({fan_in}, of a weight "
+                f"of shape {tuple(weight.shape)}), got {correction}"
+            )
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be a torch.dtype or None, got {type(dtype).__name__}")
+        allowed = OUTPUT_DTYPES[weight.dtype]
+        if dtype not in allowed:
+            raise ValueError(
+                f"dtype must be {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
+                f"weight, got {_name(dtype)}"
+            )

@@ -1,0 +1,126 @@
+"""The published formulas of weight standardization, as data.
+
+Every one of them is the same computation with another scalar epilogue per channel:
+
+    var   = sum((w - mean)**2) / (N - correction)        N = fan-in, the elements of a channel
+    d     = sqrt(var) + eps | sqrt(var + eps) | sqrt(max(var, eps))      by eps_mode
+    w_hat = scale * (w - mean) / d
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+EPS_MODES = ("std", "var", "clamp")
+SCALES = ("unit", "fan_in")
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One formula of weight standardization.
+
+    Args:
+        eps: keeps the division finite; see ``eps_mode``.
+        eps_mode: ``"std"``: ``sqrt(var) + eps``; ``"var"``: ``sqrt(var + eps)``; ``"clamp"``:
+            ``sqrt(max(var, eps))``.
+        correction: 0 for the population variance, 1 for the sample variance.
+        center: subtract the channel's mean; without it ``var`` is the mean square.
+        scale: ``"unit"``: channels of standard deviation ``gamma``; ``"fan_in"``: of
+            ``gamma / sqrt(N)``.
+        gamma: a constant factor, such as the gain of the activation that follows.
+        eps_per_fan_in: use ``eps / N``, as in NFNets' ``max(var * fan_in, eps)``.
+
+    Raises:
+        TypeError: an argument is not of the type shown.
+        ValueError: a negative or non-finite number, or an unknown ``eps_mode`` or ``scale``.
+    """
+
+    eps: float = 1e-5
+    eps_mode: str = "std"
+    correction: int = 0
+    center: bool = True
+    scale: str = "unit"
+    gamma: float = 1.0
+    eps_per_fan_in: bool = False
+
+    def __post_init__(self):
+        for name in ("eps", "gamma"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        if self.eps < 0:
+            raise ValueError(f"eps must not be negative, got {self.eps}")
+        if isinstance(self.correction, bool) or not isinstance(self.correction, int):
+            raise TypeError(f"correction must be an int, got {type(self.correction).__name__}")
+        if self.correction < 0:
+            raise ValueError(f"correction must not be negative, got {self.correction}")
+        for name in ("center", "eps_per_fan_in"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        for name, allowed in (("eps_mode", EPS_MODES), ("scale", SCALES)):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        # Most formulas do not depend on N; theirs are computed here, once, and not at every call.
+        fixed = None
+        if self.scale == "unit" and not self.eps_per_fan_in:
+            fixed = self._arguments(1)
+        object.__setattr__(self, "fixed", fixed)
+
+    def arguments(self, fan_in: int) -> tuple[float, int, int, bool, float]:
+        """The ops' ``(eps, eps_mode, correction, center, scale)`` for channels of `fan_in`."""
+        return self.fixed or self._arguments(fan_in)
+
+    def _arguments(self, fan_in):
+        eps = self.eps / fan_in if self.eps_per_fan_in else self.eps
+        scale = self.gamma / math.sqrt(fan_in) if self.scale == "fan_in" else self.gamma
+        return (
+            float(eps),
+            EPS_MODES.index(self.eps_mode),
+            self.correction,
+            self.center,
+            float(scale),
+        )
+
+
+formulas: Mapping[str, Formula] = MappingProxyType(
+    {
+        # Qiao et al. 2019 as commonly stated; big_vision bit.py, vision_transformer
+        "paper": Formula(),
+        # the authors' PyTorch code; mmcv ConvWS2d
+        "qiao": Formula(correction=1),
+        # the authors' ImageNet code of Batch-Channel Normalization
+        "qiao_bcn": Formula(correction=1, eps_mode="var"),
+        # mmcv ConvAWS2d, whose gain and shift are buffers
+        "mmcv_aws": Formula(correction=1, eps_mode="var"),
+        # timm StdConv2d, its default; and as BiT and ViT-hybrid use it
+        "timm": Formula(eps=1e-6, eps_mode="var"),
+        "timm_bit": Formula(eps=1e-8, eps_mode="var"),
+        # timm ScaledStdConv2d, its default; and as NFNets use it (with a gain)
+        "timm_scaled": Formula(eps=1e-6, eps_mode="var", scale="fan_in"),
+        "timm_nfnet": Formula(eps=1e-5, eps_mode="var", scale="fan_in"),
+        # google-research big_transfer; composer
+        "bit": Formula(eps=1e-10, eps_mode="var"),
+        # deepmind-research nfnets (with a gain)
+        "nfnet": Formula(eps=1e-4, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
+        # keras_cv_attention_models nfnets (with a gain)
+        "keras_nfnet": Formula(eps=1e-5, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
+        # nnabla, chainer, TensorFlow's deeplab, lucidrains in float32
+        "nnabla": Formula(eps_mode="var"),
+        # spikingjelly WSConv2d (with a gain)
+        "spikingjelly": Formula(
+            eps=1e-4, eps_mode="var", correction=1, eps_per_fan_in=True, scale="fan_in"
+        ),
+        # Huang et al. 2017 (with a gain)
+        "centered_weight_norm": Formula(eps=0.0, eps_mode="var", scale="fan_in"),
+        # Salimans & Kingma 2016; torch's weight_norm (with a gain)
+        "weight_norm": Formula(eps=0.0, eps_mode="var", center=False, scale="fan_in"),
+    }
+)

@@ -1,0 +1,96 @@
+"""The public function."""
+
+from __future__ import annotations
+
+import torch
+
+from . import reference
+from ._check import check, check_weight, resolve
+from .formulas import Formula
+from .ops import Standardize, needs_reference, raw_forward
+
+Tensor = torch.Tensor
+
+
+def standardize(
+    weight: Tensor,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    formula: str | Formula = "paper",
+    channel_dim: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standardizes every output channel of a weight. Differentiable.
+
+    Equivalent to, for a convolution's weight and the default formula::
+
+        std, mean = torch.std_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        out = (weight - mean) / (std + 1e-5)
+        out = gain.view(-1, 1, 1, 1) * out + shift.view(-1, 1, 1, 1)  # where given
+
+    but in one pass over memory, forward and backward, with statistics in float32 (float64 for
+    float64 weights) whose error does not grow with ``|mean| / std``. A channel of one value gives
+    zeros. NaN and Inf stay in their channel.
+
+    Args:
+        weight: (C, ...), at least 2 dimensions; float32, float64, float16 or bfloat16. Any strides;
+            what is dense in memory is not copied, whatever its memory format.
+        gain: (C,), in the weight's dtype.
+        shift: (C,), in the weight's dtype.
+        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        channel_dim: the dimension of the output channels; 1 for a transposed convolution.
+        dtype: the result's dtype, by default the weight's. A float32 weight gives its bfloat16 or
+            float16 result in the same pass.
+
+    Returns:
+        A tensor of the weight's shape and strides.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a shape, dtype, device, dimension or formula does not fit; the message says
+            which argument, what was expected and what came.
+        NotImplementedError: a sparse or quantized tensor.
+
+    Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
+    Standardization", arXiv:1903.10520. For the other formulas see :mod:`torch_ws.formulas`.
+    """
+    try:
+        resolved = resolve(formula)
+        scalars = resolved.fixed or resolved.arguments(_fan_in(weight, channel_dim))
+        arguments = (channel_dim, *scalars, dtype)
+        if torch.compiler.is_compiling():
+            eps, eps_mode, correction, center, scale = scalars
+            return torch.ops.ws.standardize(
+                weight,
+                gain,
+                shift,
+                channel_dim=channel_dim,
+                eps=eps,
+                eps_mode=eps_mode,
+                correction=correction,
+                center=center,
+                scale=scale,
+                dtype=dtype,
+            )
+        if needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
+            check(weight, gain, shift, *arguments)
+            return reference.standardize_op(weight, gain, shift, *arguments)
+        if torch.is_grad_enabled() and (
+            weight.requires_grad
+            or (gain is not None and gain.requires_grad)
+            or (shift is not None and shift.requires_grad)
+        ):
+            return Standardize.apply(weight, gain, shift, arguments)
+        return raw_forward(weight, gain, shift, *arguments)
+    except (AttributeError, RuntimeError, TypeError, IndexError):
+        # The ops refuse bad arguments before any work, tersely and cheaply. This says why.
+        check_weight(weight, channel_dim)
+        scalars = resolve(formula).arguments(_fan_in(weight, channel_dim))
+        check(weight, gain, shift, channel_dim, *scalars, dtype)
+        raise
+
+
+def _fan_in(weight, channel_dim):
+    """The elements of a channel; 1 for an empty weight, which has no use for it."""
+    return weight.numel() // (weight.shape[channel_dim] or 1) or 1

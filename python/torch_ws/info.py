@@ -1,0 +1,7 @@
+"""``python -m torch_ws.info``: prints :func:`torch_ws.info`."""
+
+from torch_ws import info
+
+if __name__ == "__main__":
+    for key, value in info().items():
+        print(f"{key:16}{value}")

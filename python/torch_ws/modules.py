@@ -1,0 +1,204 @@
+"""Drop-in layers: torch.nn's convolutions and linear layer with a standardized weight.
+
+Each takes its torch.nn counterpart's arguments, keeps its state_dict keys and differs in one line of
+its forward. The parameter `weight` stays what it is; what the layer applies is
+
+    standardize(weight, gain, shift, formula=formula)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ._check import resolve
+from .formulas import Formula, formulas
+from .functional import standardize
+
+
+class Standardized(nn.Module):
+    """What the layers share. Before a torch.nn class among the bases.
+
+    Args (keyword-only, after torch.nn's):
+        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        gain: True for a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
+        shift: True for a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
+
+    Under autocast a float32 weight is standardized into autocast's dtype in the same pass.
+
+    Raises:
+        ValueError, TypeError: as torch.nn's class, and for an unknown formula.
+    """
+
+    channels: str  # the name of the attribute that counts the output channels
+
+    def __init__(
+        self,
+        *args,
+        formula: str | Formula = "paper",
+        gain: bool = False,
+        shift: bool = False,
+        **kwargs,
+    ):
+        formula = resolve(formula)
+        super().__init__(*args, **kwargs)
+        self.formula = formula
+        shape = (getattr(self, self.channels),)
+        options = {"device": self.weight.device, "dtype": self.weight.dtype}
+        gain = nn.Parameter(torch.ones(shape, **options)) if gain else None
+        shift = nn.Parameter(torch.zeros(shape, **options)) if shift else None
+        self.register_parameter("gain", gain)
+        self.register_parameter("shift", shift)
+
+    def standardized_weight(self) -> torch.Tensor:
+        """The weight that the layer applies, in autocast's dtype where autocast is on."""
+        return self._standardize(self.weight)
+
+    def _standardize(self, weight, channel_dim=0):
+        dtype, device_type = None, weight.device.type
+        if weight.dtype == torch.float32 and torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+        return standardize(
+            weight,
+            self.gain,
+            self.shift,
+            formula=self.formula,
+            channel_dim=channel_dim,
+            dtype=dtype,
+        )
+
+    def extra_repr(self) -> str:
+        names = [name for name, formula in formulas.items() if formula == self.formula]
+        text = f"{super().extra_repr()}, formula={names[0]!r}" if names else (
+            f"{super().extra_repr()}, formula={self.formula}"
+        )
+        for name in ("gain", "shift"):
+            if getattr(self, name) is not None:
+                text += f", {name}=True"
+        return text
+
+
+class _Conv(Standardized):
+    """A convolution. ``padding="same"`` also with a stride above 1, as TensorFlow pads."""
+
+    channels = "out_channels"
+    convolve: object  # F.conv1d, F.conv2d or F.conv3d
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *args, **kwargs):
+        strides = stride if isinstance(stride, tuple) else (stride,)
+        strided_same = padding == "same" and any(s != 1 for s in strides)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            0 if strided_same else padding,  # torch.nn refuses "same" here
+            *args,
+            **kwargs,
+        )
+        if strided_same:
+            self.padding = padding
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight = self.standardized_weight()
+        if self.padding == "same" and any(s != 1 for s in self.stride):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, self._same_padding(input), mode=mode)
+            return self.convolve(
+                input, weight, self.bias, self.stride, 0, self.dilation, self.groups
+            )
+        return self._conv_forward(input, weight, self.bias)
+
+    def _same_padding(self, input):
+        """So many elements that ceil(size / stride) outputs result; the odd one at the end."""
+        padding = []
+        sizes = input.shape[-len(self.stride) :]
+        for size, kernel, stride, dilation in zip(
+            sizes, self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            outputs = (size + stride - 1) // stride
+            total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            padding = [total // 2, total - total // 2, *padding]  # F.pad: the last dimension first
+        return padding
+
+
+class _ConvTranspose(Standardized):
+    """A transposed convolution: its weight is (in_channels, out_channels / groups, ...)."""
+
+    channels = "out_channels"
+    convolve: object  # F.conv_transpose1d, 2d or 3d
+
+    def standardized_weight(self) -> torch.Tensor:
+        if self.groups == 1:
+            return self._standardize(self.weight, channel_dim=1)
+        # Output channel (group, o) owns weight[group's inputs, o]: bring the two together.
+        weight = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        rows = self._standardize(weight.flatten(0, 1))
+        return rows.unflatten(0, weight.shape[:2]).transpose(1, 2).flatten(0, 1)
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        return self.convolve(
+            input,
+            self.standardized_weight(),
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+
+class WSConv1d(_Conv, nn.Conv1d):
+    """torch.nn.Conv1d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv1d)
+
+
+class WSConv2d(_Conv, nn.Conv2d):
+    """torch.nn.Conv2d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv2d)
+
+
+class WSConv3d(_Conv, nn.Conv3d):
+    """torch.nn.Conv3d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv3d)
+
+
+class WSConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
+    """torch.nn.ConvTranspose1d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv_transpose1d)
+
+
+class WSConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv_transpose2d)
+
+
+class WSConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
+    """torch.nn.ConvTranspose3d with a standardized weight; see :class:`Standardized`."""
+
+    convolve = staticmethod(F.conv_transpose3d)
+
+
+class WSLinear(Standardized, nn.Linear):
+    """torch.nn.Linear with a standardized weight; see :class:`Standardized`."""
+
+    channels = "out_features"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.standardized_weight(), self.bias)

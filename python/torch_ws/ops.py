@@ -1,0 +1,165 @@
+"""Autograd, tracing and vmap for the ops of ``torch.ops.ws``.
+
+The library registers three raw ops without derivatives (csrc/torch/ops.cpp):
+
+    ws::forward, ws::backward, ws::backward_affine
+
+Here :class:`Standardize` joins them into one autograd node, which saves the weight and nothing of
+its size, and ``ws::standardize`` gets that node as its Autograd kernel. Where a node of Python code
+does not reach (torch.func transforms, forward-mode AD, double backward), the reference's plain
+operations take over.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+from . import reference
+from ._check import check
+
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def _direct(op):
+    """The op without the Python frame that torch.ops puts before every call."""
+    return getattr(op.default, "_op", op.default)
+
+
+raw_forward = _direct(torch.ops.ws.forward)
+raw_backward = _direct(torch.ops.ws.backward)
+raw_backward_affine = _direct(torch.ops.ws.backward_affine)
+
+
+def needs_reference() -> bool:
+    """True inside a torch.func transform or forward-mode AD."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
+class Standardize(torch.autograd.Function):
+    """One autograd node: ``apply(weight, gain, shift, arguments)``.
+
+    arguments: the op's ``(channel_dim, eps, eps_mode, correction, center, scale, dtype)``.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, gain, shift, arguments):
+        ctx.save_for_backward(weight, gain)
+        ctx.arguments = arguments
+        return raw_forward(weight, gain, shift, *arguments)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, gain = ctx.saved_tensors
+        arguments = ctx.arguments
+        if torch.is_grad_enabled() or _functorch_active():
+            return _differentiable_backward(ctx, grad, weight, gain, arguments)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return raw_backward(grad, weight, gain, *arguments[:-1]), None, None, None
+        grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
+        needed = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+        return *needed, None
+
+
+def _differentiable_backward(ctx, grad, weight, gain, arguments):
+    """The gradients as differentiable operations, for double backward."""
+    needed = ctx.needs_input_grad
+    inputs = [t for t, need in zip((weight, gain), needed, strict=False) if need]
+    grads = []
+    if inputs:
+        with torch.enable_grad():
+            out = reference.standardize_op(weight, gain, None, *arguments)
+            grads = list(torch.autograd.grad(out, inputs, grad, create_graph=True))
+    grad_weight = grads.pop(0) if needed[0] else None
+    grad_gain = grads.pop(0) if needed[1] else None
+    grad_shift = None
+    if needed[2]:
+        channel_dim = arguments[0] % weight.dim()
+        dims = [d for d in range(weight.dim()) if d != channel_dim]
+        grad_shift = grad.to(weight.dtype).sum(dims)
+    return grad_weight, grad_gain, grad_shift, None
+
+
+def _autograd(
+    weight,
+    gain=None,
+    shift=None,
+    *,
+    channel_dim=0,
+    eps=1e-5,
+    eps_mode=0,
+    correction=0,
+    center=True,
+    scale=1.0,
+    dtype=None,
+):
+    arguments = (channel_dim, eps, eps_mode, correction, center, scale, dtype)
+    if needs_reference():
+        check(weight, gain, shift, *arguments)
+        return reference.standardize_op(weight, gain, shift, *arguments)
+    try:
+        return Standardize.apply(weight, gain, shift, arguments)
+    except RuntimeError:
+        check(weight, gain, shift, *arguments)  # says what was wrong with them, if anything was
+        raise
+
+
+def _fake_forward(weight, gain, shift, *arguments):
+    check(weight, gain, shift, *arguments)
+    return torch.empty_like(weight, dtype=arguments[-1] or weight.dtype)
+
+
+def _fake_standardize(
+    weight,
+    gain=None,
+    shift=None,
+    *,
+    channel_dim=0,
+    eps=1e-5,
+    eps_mode=0,
+    correction=0,
+    center=True,
+    scale=1.0,
+    dtype=None,
+):
+    arguments = (channel_dim, eps, eps_mode, correction, center, scale, dtype)
+    return _fake_forward(weight, gain, shift, *arguments)
+
+
+def _fake_backward(grad, weight, gain, *arguments):
+    return torch.empty_like(weight)
+
+
+def _fake_backward_affine(grad, weight, gain, channel_dim, *arguments):
+    vector = weight.new_empty((weight.shape[channel_dim],))
+    return torch.empty_like(weight), vector, torch.empty_like(vector)
+
+
+def _vmap(info, in_dims, weight, gain=None, shift=None, *, channel_dim=0, **options):
+    """A batch of weights is a weight of more channels."""
+
+    def batch_first(tensor, dim):
+        if dim is None:
+            return tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape)
+        return tensor.movedim(dim, 0)
+
+    def flat(vector, dim):
+        return None if vector is None else batch_first(vector, dim).reshape(-1)
+
+    in_dims = (*in_dims, None, None)[:3]
+    weight = batch_first(weight, in_dims[0])
+    channel_dim = channel_dim % (weight.dim() - 1) + 1
+    rows = weight.movedim(channel_dim, 1)
+    out = torch.ops.ws.standardize(
+        rows.flatten(0, 1), flat(gain, in_dims[1]), flat(shift, in_dims[2]), **options
+    )
+    return out.unflatten(0, rows.shape[:2]).movedim(1, channel_dim), 0
+
+
+_library = torch.library.Library("ws", "IMPL")
+_library.impl("standardize", _autograd, "Autograd")
+torch.library.register_fake("ws::standardize", _fake_standardize, lib=_library)
+torch.library.register_fake("ws::forward", _fake_forward, lib=_library)
+torch.library.register_fake("ws::backward", _fake_backward, lib=_library)
+torch.library.register_fake("ws::backward_affine", _fake_backward_affine, lib=_library)
+torch.library.register_vmap("ws::standardize", _vmap, lib=_library)

@@ -1,0 +1,66 @@
+"""Weight standardization in plain PyTorch operations: the meaning of every kernel here.
+
+It runs on any device and dtype, is differentiable any number of times and in forward mode, and
+works under every torch.func transform. The tests judge the kernels by it in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._check import check, check_weight, resolve
+
+Tensor = torch.Tensor
+
+
+def standardize(
+    weight: Tensor,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    formula="paper",
+    channel_dim: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The same as :func:`torch_ws.standardize`, operation by operation."""
+    formula = resolve(formula)
+    check_weight(weight, channel_dim)
+    arguments = formula.arguments(weight.numel() // (weight.shape[channel_dim] or 1) or 1)
+    check(weight, gain, shift, channel_dim, *arguments, dtype)
+    return standardize_op(weight, gain, shift, channel_dim, *arguments, dtype)
+
+
+def standardize_op(weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype):
+    """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
+    dims = [d for d in range(weight.dim()) if d != channel_dim % weight.dim()]
+    dtype = dtype or weight.dtype
+    if weight.numel() == 0:
+        return weight.to(dtype, copy=True)
+    w = weight if weight.dtype == torch.float64 else weight.float()
+    if center:
+        # Any element of the channel as pivot: its gradient is zero, so it is detached. It keeps a
+        # constant channel exactly constant, and |mean| >> std from costing digits.
+        pivot = w.detach()
+        for dim in dims:
+            pivot = pivot.narrow(dim, 0, 1)
+        w = w - pivot
+        w = w - w.mean(dims, keepdim=True)
+    fan_in = weight.numel() // weight.shape[channel_dim]
+    var = (w * w).sum(dims, keepdim=True) / (fan_in - correction)
+    if eps_mode == 0:
+        # sqrt has no derivative at 0; the formula's is 0 there
+        d = torch.where(var == 0, 0, torch.where(var == 0, 1, var).sqrt()) + eps
+    elif eps_mode == 1:
+        d = var + eps
+        d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
+    else:
+        d = torch.where(var <= eps, eps, var)
+        d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
+    out = w * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
+    shape = [1] * weight.dim()
+    shape[channel_dim] = -1
+    if gain is not None:
+        out = out * gain.to(out.dtype).view(shape)
+    if shift is not None:
+        out = out + shift.to(out.dtype).view(shape)
+    return out.to(dtype)
