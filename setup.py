@@ -38,7 +38,7 @@ def find_nvcc():
 
 
 def cmake_architectures(torch_list):
-    """"8.0;9.0+PTX" -> "80-real;90" (CMake: without a suffix, machine code and PTX)."""
+    """ "8.0;9.0+PTX" -> "80-real;90" (CMake: without a suffix, machine code and PTX)."""
     architectures = []
     for entry in re.split(r"[;,\s]+", torch_list.strip()):
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", entry)
@@ -99,12 +99,16 @@ class BuildWithCMake(build_ext):
             raise SystemExit(f"WS_CUDA must be auto, on or off, got {mode!r}")
         nvcc = None if mode == "off" else find_nvcc()
         if nvcc is None:
-            reason = "WS_CUDA=off" if mode == "off" else "no nvcc on PATH, in CUDA_HOME or in wheels"
+            reason = (
+                "WS_CUDA=off" if mode == "off" else "no nvcc on PATH, in CUDA_HOME or in wheels"
+            )
             if mode == "on":
                 raise SystemExit(f"WS_CUDA=on, but {reason}; try: pip install 'torch-ws[nvcc]'")
             print(f"torch-ws: WS_CUDA={mode}: building without CUDA ({reason})", flush=True)
             return {"cuda": None, "cuda_off": reason}, ["-DWS_CUDA=OFF"]
-        text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(
+            [nvcc, "--version"], check=True, capture_output=True, text=True
+        ).stdout
         version = re.search(r"release (\d+\.\d+)", text).group(1)
         arguments = ["-DWS_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
         torch_list = os.environ.get("TORCH_CUDA_ARCH_LIST", "")

@@ -1,8 +1,8 @@
 """The one tolerance rule: PyTorch's own error on the same rows, not what happens to pass.
 
-`F.layer_norm` over a channel is weight standardization with eps inside the root, and PyTorch's most
-accurate kernel for it. Whatever we compute may be at most twice as far from float64, relative to the
-largest value, plus one rounding of the result's dtype. (In float64 the judge rounds as well, so two.)
+`F.layer_norm` over a channel is weight standardization with eps inside the root, and PyTorch's
+native kernel for it. Whatever we compute may be at most twice as far from float64, relative to the
+largest value, plus one rounding of the result's dtype (two in float64, where the judge rounds too).
 """
 
 import torch

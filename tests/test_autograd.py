@@ -204,7 +204,9 @@ def test_checkpoint():
     inputs = list(make_inputs().values())
     plain = torch.autograd.grad(standardize(*inputs).pow(3).sum(), inputs)
     out = checkpoint(lambda *t: standardize(*t).pow(3).sum(), *inputs, use_reentrant=False)
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, inputs), plain, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, inputs), plain, strict=True)
+    )
 
 
 def test_weight_changed_in_place_before_backward_is_an_error():

@@ -8,7 +8,9 @@ from torch_ws import Formula, reference, standardize
 
 
 def expected_grads(weight, grad, gain=None, shift=None, **kwargs):
-    inputs = [None if t is None else t.detach().double().requires_grad_() for t in (weight, gain, shift)]
+    inputs = [
+        None if t is None else t.detach().double().requires_grad_() for t in (weight, gain, shift)
+    ]
     out = reference.standardize(*inputs, **kwargs)
     present = [t for t in inputs if t is not None]
     return torch.autograd.grad(out, present, grad.double())
@@ -51,7 +53,9 @@ def test_formulas(isa, eps_mode, correction, center, affine):
     present = [t for t in (weight, gain, shift) if t is not None]
     actual = torch.autograd.grad(standardize(weight, gain, shift, formula=formula), present, grad)
     _, peer = layer_norm_errors(weight, grad)
-    for a, e in zip(actual, expected_grads(weight, grad, gain, shift, formula=formula), strict=True):
+    for a, e in zip(
+        actual, expected_grads(weight, grad, gain, shift, formula=formula), strict=True
+    ):
         assert_close(a, e, peer)
 
 

@@ -26,7 +26,11 @@ BAD = {
         ValueError,
         r"gain must have shape \(4,\), one value a channel; got \(4, 1, 1, 1\)",
     ),
-    "shift's shape": ((W, None, torch.ones(3)), ValueError, r"shift must have shape \(4,\).*\(3,\)"),
+    "shift's shape": (
+        (W, None, torch.ones(3)),
+        ValueError,
+        r"shift must have shape \(4,\).*\(3,\)",
+    ),
     "gain's dtype": (
         (W, torch.ones(4).double()),
         ValueError,
@@ -79,7 +83,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])  # two paths to the kernel
-@pytest.mark.parametrize("function", [standardize, reference.standardize], ids=["ours", "reference"])
+@pytest.mark.parametrize(
+    "function", [standardize, reference.standardize], ids=["ours", "reference"]
+)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_arguments(case, function, requires_grad):
     arguments, exception, message = BAD[case]
@@ -126,7 +132,11 @@ def test_bad_arguments_of_the_op(options, message):
         ({"correction": 0.5}, TypeError, "correction must be an int, got float"),
         ({"correction": -1}, ValueError, "correction must not be negative, got -1"),
         ({"center": 1}, TypeError, "center must be a bool, got int"),
-        ({"eps_mode": "inside"}, ValueError, "eps_mode must be one of std, var, clamp; got 'inside'"),
+        (
+            {"eps_mode": "inside"},
+            ValueError,
+            "eps_mode must be one of std, var, clamp; got 'inside'",
+        ),
         ({"eps_mode": 1}, TypeError, "eps_mode must be a str, got int"),
         ({"scale": "gain"}, ValueError, "scale must be one of unit, fan_in; got 'gain'"),
     ],

@@ -119,9 +119,7 @@ def test_narrowing_rounds_as_pytorch_does(isa, dtype):
     values = values[values.isfinite()].double().sort().values.unique()
     middles = ((values[1:] + values[:-1]) / 2).float()
     inf = torch.tensor(float("inf"))
-    candidates = torch.cat(
-        [middles, torch.nextafter(middles, inf), torch.nextafter(middles, -inf)]
-    )
+    candidates = torch.cat([middles, torch.nextafter(middles, inf), torch.nextafter(middles, -inf)])
     candidates = candidates[candidates.abs() < 1e18]  # their squares stay finite
     weight = torch.zeros(candidates.numel(), 2)
     weight[:, 0] = candidates

@@ -89,9 +89,7 @@ def test_channel_dim_1(isa, shape):
 
 def test_channel_dim_1_is_not_copied():
     weight = torch.randn(6, 12, 3, 3)
-    ops = aten_ops(
-        lambda: torch.ops.ws.forward(weight, None, None, 1, 1e-5, 0, 0, True, 1.0, None)
-    )
+    ops = aten_ops(lambda: torch.ops.ws.forward(weight, None, None, 1, 1e-5, 0, 0, True, 1.0, None))
     assert "ws::forward" in ops
     assert not ops & {"aten::copy_", "aten::clone", "aten::contiguous"}
 

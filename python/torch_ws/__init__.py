@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import _load  # first: defines torch.ops.ws
-from . import _C, reference
+from . import _load  # isort: skip  # first: defines torch.ops.ws
+from . import _C as _C
+from . import reference
 from ._C import cpu_capability
 from .formulas import Formula, formulas
 from .functional import standardize

@@ -1,7 +1,7 @@
 """Drop-in layers: torch.nn's convolutions and linear layer with a standardized weight.
 
-Each takes its torch.nn counterpart's arguments, keeps its state_dict keys and differs in one line of
-its forward. The parameter `weight` stays what it is; what the layer applies is
+Each takes its torch.nn counterpart's arguments, keeps its state_dict keys and differs in one line
+of its forward. The parameter `weight` stays what it is; what the layer applies is
 
     standardize(weight, gain, shift, formula=formula)
 """
@@ -22,8 +22,8 @@ class Standardized(nn.Module):
 
     Args (keyword-only, after torch.nn's):
         formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
-        gain: True for a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
-        shift: True for a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
+        gain: True: a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
+        shift: True: a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
 
     Under autocast a float32 weight is standardized into autocast's dtype in the same pass.
 
@@ -70,8 +70,10 @@ class Standardized(nn.Module):
 
     def extra_repr(self) -> str:
         names = [name for name, formula in formulas.items() if formula == self.formula]
-        text = f"{super().extra_repr()}, formula={names[0]!r}" if names else (
-            f"{super().extra_repr()}, formula={self.formula}"
+        text = (
+            f"{super().extra_repr()}, formula={names[0]!r}"
+            if names
+            else (f"{super().extra_repr()}, formula={self.formula}")
         )
         for name in ("gain", "shift"):
             if getattr(self, name) is not None:
@@ -85,7 +87,9 @@ class _Conv(Standardized):
     channels = "out_channels"
     convolve: object  # F.conv1d, F.conv2d or F.conv3d
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *args, **kwargs):
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, *args, **kwargs
+    ):
         strides = stride if isinstance(stride, tuple) else (stride,)
         strided_same = padding == "same" and any(s != 1 for s in strides)
         super().__init__(

@@ -30,7 +30,9 @@ def standardize(
     return standardize_op(weight, gain, shift, channel_dim, *arguments, dtype)
 
 
-def standardize_op(weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype):
+def standardize_op(
+    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
+):
     """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
     dims = [d for d in range(weight.dim()) if d != channel_dim % weight.dim()]
     dtype = dtype or weight.dtype
