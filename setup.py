@@ -65,7 +65,7 @@ class BuildWithCMake(build_ext):
         build = ROOT / "build" / tag if self.inplace else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)
-        cuda, cuda_arguments = self.cuda_arguments()
+        cuda, cuda_arguments, environment = self.cuda_arguments()
         configure = [
             "cmake",
             "-S",
@@ -83,8 +83,8 @@ class BuildWithCMake(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), *jobs], check=True)
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run(["cmake", "--build", str(build), *jobs], check=True, env=environment)
         compiler = re.search(
             r'CMAKE_CXX_COMPILER_ID "(.*)"\)[\s\S]*?CMAKE_CXX_COMPILER_VERSION "(.*)"\)',
             next(build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")).read_text(),
@@ -93,7 +93,7 @@ class BuildWithCMake(build_ext):
         (package / "build.json").write_text(json.dumps(info, indent=2) + "\n")
 
     def cuda_arguments(self):
-        """What build.json says of CUDA, and CMake's arguments for it."""
+        """What build.json says of CUDA, CMake's arguments for it, and the environment."""
         mode = os.environ.get("WS_CUDA", "auto")
         if mode not in ("auto", "on", "off"):
             raise SystemExit(f"WS_CUDA must be auto, on or off, got {mode!r}")
@@ -105,7 +105,7 @@ class BuildWithCMake(build_ext):
             if mode == "on":
                 raise SystemExit(f"WS_CUDA=on, but {reason}; try: pip install 'torch-ws[nvcc]'")
             print(f"torch-ws: WS_CUDA={mode}: building without CUDA ({reason})", flush=True)
-            return {"cuda": None, "cuda_off": reason}, ["-DWS_CUDA=OFF"]
+            return {"cuda": None, "cuda_off": reason}, ["-DWS_CUDA=OFF"], os.environ
         text = subprocess.run(
             [nvcc, "--version"], check=True, capture_output=True, text=True
         ).stdout
@@ -120,7 +120,10 @@ class BuildWithCMake(build_ext):
             f"for architectures {architectures}",
             flush=True,
         )
-        return {"cuda": version, "cuda_architectures": architectures}, arguments
+        # The wheels keep in lib what their nvcc looks for in lib64.
+        paths = [str(nvcc.parent.parent / "lib"), os.environ.get("LIBRARY_PATH", "")]
+        environment = {**os.environ, "LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+        return {"cuda": version, "cuda_architectures": architectures}, arguments, environment
 
     def get_outputs(self):
         return []

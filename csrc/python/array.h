@@ -17,8 +17,8 @@ enum class Element { kF64, kF32, kF16, kBF16 };
 
 class Array {
  public:
-  // `name` is the argument's, for messages.
-  Array(const char* name, const py::object& object, const py::object& stream) : name_(name) {
+  // `name` is the argument's, for messages. `stream`: the CUDA stream that will use the array.
+  Array(const char* name, const py::object& object, int64_t stream) : name_(name) {
     if (!py::hasattr(object, "__dlpack__")) {
       throw py::type_error(std::string(name) + " must be an array with __dlpack__ (NumPy, PyTorch, "
                            "CuPy, JAX), got " +
@@ -26,7 +26,8 @@ class Array {
     }
     const py::tuple device = object.attr("__dlpack_device__")();
     const bool on_cuda = py::cast<int>(device[0]) == kDLCUDA;
-    capsule_ = on_cuda ? object.attr("__dlpack__")(py::arg("stream") = stream)
+    constexpr int64_t kDefaultStream = 1;  // DLPack's number for it; 0 is not allowed there
+    capsule_ = on_cuda ? object.attr("__dlpack__")(py::arg("stream") = stream ? stream : kDefaultStream)
                        : object.attr("__dlpack__")();
     managed_ = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
     if (managed_ == nullptr) throw py::error_already_set();

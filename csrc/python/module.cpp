@@ -2,7 +2,8 @@
 // without PyTorch's tensors, and control of the CPU's instruction set.
 //
 // Results go into arrays of the caller's, so nothing is allocated here. Arrays are described by
-// match_layout as the ops' tensors are; what would need a copy is refused.
+// match_layout as the ops' tensors are; what would need a copy is refused. CPU arrays are worked on
+// by PyTorch's threads with the GIL released, CUDA arrays on the stream that the caller names.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -11,25 +12,29 @@
 #include "../cpu/kernels.h"
 #include "../cpu/parallel.h"
 #include "array.h"
+#include "cuda_library.h"
 
 namespace ws {
 namespace {
 
 // An optional argument, empty for None.
 std::unique_ptr<Array> optional_array(const char* name, const py::object& object,
-                                      const py::object& stream) {
+                                      int64_t stream) {
   return object.is_none() ? nullptr : std::make_unique<Array>(name, object, stream);
 }
 
 void* data_or_null(const std::unique_ptr<Array>& array) { return array ? array->data() : nullptr; }
 
-Types types_of(const Array& weight, const Array& out) {
-  const Element from = weight.element(), to = out.element();
-  if (from == to) return static_cast<Types>(from);
-  if (from == Element::kF32 && to == Element::kF16) return kF32ToF16;
-  if (from == Element::kF32 && to == Element::kBF16) return kF32ToBF16;
-  throw py::value_error(out.name() + " must have the weight's dtype, or float16 or bfloat16 for a "
-                        "float32 weight; got " + out.dtype() + " for " + weight.dtype());
+// By Element.
+const char* const kElementNames[] = {"float64", "float32", "float16", "bfloat16"};
+
+Types types_of(Element weight, Element out, const std::string& out_name = "out") {
+  if (weight == out) return static_cast<Types>(weight);
+  if (weight == Element::kF32 && out == Element::kF16) return kF32ToF16;
+  if (weight == Element::kF32 && out == Element::kBF16) return kF32ToBF16;
+  throw py::value_error(out_name + " must have the weight's dtype, or float16 or bfloat16 for a "
+                        "float32 weight; got " + kElementNames[static_cast<int>(out)] + " for " +
+                        kElementNames[static_cast<int>(weight)]);
 }
 static_assert(static_cast<int>(Element::kBF16) == kBF16, "Element and Types share their order");
 
@@ -75,29 +80,86 @@ void describe(const Array* const (&arrays)[kCount], int64_t channel_dim, Shape* 
   }
 }
 
-void require_cpu(const Array& weight) {
-  if (weight.device().device_type != kDLCPU) {
-    throw py::value_error("weight must be on the CPU, got DLPack device type " +
-                          std::to_string(weight.device().device_type));
+void require_supported_device(const Array& weight) {
+  const int32_t type = weight.device().device_type;
+  if (type != kDLCPU && type != kDLCUDA) {
+    throw py::value_error("weight must be on the CPU or a CUDA device, got DLPack device type " +
+                          std::to_string(type));
   }
+}
+
+void check_launch(int code) {
+  if (code != 0) throw std::runtime_error(CudaLibrary::get().error(code));
+}
+
+Element element_named(const char* argument, const std::string& name) {
+  for (int i = 0; i < 4; ++i) {
+    if (name == kElementNames[i]) return static_cast<Element>(i);
+  }
+  throw py::value_error(std::string(argument) +
+                        " must be float64, float32, float16 or bfloat16, got " + name);
+}
+
+// What would be launched for a dense, aligned weight [rows, cols].
+py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
+                     const std::string& weight, const std::string& out) {
+  if (rows < 1 || cols < 1) throw py::value_error("rows and cols must be positive");
+  if (direction != "forward" && direction != "backward") {
+    throw py::value_error("direction must be forward or backward, got " + direction);
+  }
+  const Types types =
+      types_of(element_named("weight", weight), element_named("out", out.empty() ? weight : out));
+  const Shape shape{rows, cols, cols};
+  const Strides dense{cols, cols};
+  Plan plan;
+  if (direction == "forward") {
+    Forward args{};
+    args.shape = shape;
+    args.weight_strides = args.out_strides = dense;
+    plan = CudaLibrary::get().forward_plan(&args, types);
+  } else {
+    Backward args{};
+    args.shape = shape;
+    args.grad_strides = args.weight_strides = args.grad_weight_strides = dense;
+    plan = CudaLibrary::get().backward_plan(&args, types);
+  }
+  using namespace pybind11::literals;
+  return py::dict("name"_a = plan.name, "max_cols"_a = plan.max_cols, "team"_a = plan.team,
+                  "elements"_a = plan.elements, "vector"_a = plan.vector,
+                  "threads"_a = plan.threads,
+                  "blocks"_a = py::make_tuple(plan.blocks[0], plan.blocks[1]));
+}
+
+py::object cuda_build() {
+  const CudaLibrary* library;
+  try {
+    library = &CudaLibrary::get();
+  } catch (const std::runtime_error&) {
+    return py::none();
+  }
+  const int toolkit = library->toolkit();
+  using namespace pybind11::literals;
+  return py::dict("toolkit"_a = std::to_string(toolkit / 1000) + "." +
+                                std::to_string(toolkit % 1000 / 10),
+                  "architectures"_a = library->architectures());
 }
 
 void forward(const py::object& weight_object, const py::object& out_object,
              const py::object& gain_object, const py::object& shift_object, int64_t channel_dim,
              double eps, int64_t eps_mode, int64_t correction, bool center, double scale,
-             const py::object& stream) {
+             int64_t stream) {
   const Array weight("weight", weight_object, stream);
   const Array out("out", out_object, stream);
   const auto gain = optional_array("gain", gain_object, stream);
   const auto shift = optional_array("shift", shift_object, stream);
   channel_dim = checked_channel_dim(weight, channel_dim);
-  const Types types = types_of(weight, out);
+  const Types types = types_of(weight.element(), out.element());
   out.require_same_shape(weight);
   if (gain) gain->require_vector(weight, weight.size(channel_dim));
   if (shift) shift->require_vector(weight, weight.size(channel_dim));
   Forward args{};
   args.formula = checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
-  require_cpu(weight);
+  require_supported_device(weight);
   if (weight.numel() == 0) return;
   Strides strides[2];
   describe({&out, &weight}, channel_dim, &args.shape, strides);
@@ -107,6 +169,10 @@ void forward(const py::object& weight_object, const py::object& out_object,
   args.out = out.data();
   args.out_strides = strides[0];
   args.weight_strides = strides[1];
+  if (weight.device().device_type == kDLCUDA) {
+    return check_launch(CudaLibrary::get().forward(&args, types, weight.device().device_id,
+                                                   reinterpret_cast<void*>(stream)));
+  }
   py::gil_scoped_release release;
   run_forward(types, args);
 }
@@ -115,7 +181,7 @@ void backward(const py::object& grad_object, const py::object& weight_object,
               const py::object& grad_weight_object, const py::object& gain_object,
               const py::object& grad_gain_object, const py::object& grad_shift_object,
               int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction, bool center,
-              double scale, const py::object& stream) {
+              double scale, int64_t stream) {
   const Array grad("grad", grad_object, stream);
   const Array weight("weight", weight_object, stream);
   const Array grad_weight("grad_weight", grad_weight_object, stream);
@@ -123,7 +189,7 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   const auto grad_gain = optional_array("grad_gain", grad_gain_object, stream);
   const auto grad_shift = optional_array("grad_shift", grad_shift_object, stream);
   channel_dim = checked_channel_dim(weight, channel_dim);
-  const Types types = types_of(weight, grad);
+  const Types types = types_of(weight.element(), grad.element(), "grad");
   grad.require_same_shape(weight);
   grad_weight.require_same_shape(weight);
   if (grad_weight.dtype() != weight.dtype()) {
@@ -135,7 +201,7 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   }
   Backward args{};
   args.formula = checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
-  require_cpu(weight);
+  require_supported_device(weight);
   if (weight.numel() == 0) return;
   Strides strides[3];
   describe({&grad_weight, &weight, &grad}, channel_dim, &args.shape, strides);
@@ -148,6 +214,10 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   args.grad_weight_strides = strides[0];
   args.weight_strides = strides[1];
   args.grad_strides = strides[2];
+  if (weight.device().device_type == kDLCUDA) {
+    return check_launch(CudaLibrary::get().backward(&args, types, weight.device().device_id,
+                                                    reinterpret_cast<void*>(stream)));
+  }
   py::gil_scoped_release release;
   run_backward(types, args);
 }
@@ -169,16 +239,22 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
         }
       },
       py::arg("name"), "Uses another instruction set from now on. For tests and benchmarks.");
+  m.def("cuda_build", &cuda_build,
+        "The toolkit and architectures that the CUDA kernels were built with, or None.");
+  m.def("launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
+        py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
+        "The CUDA launch for a dense, aligned weight of that size: the launch table's entry and\n"
+        "the grid. `out` is the result's dtype, by default the weight's.");
   m.def("forward", &forward, py::arg("weight"), py::arg("out"), py::arg("gain") = py::none(),
         py::arg("shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,
-        py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = py::none(),
+        py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = 0,
         "Writes the standardized weight to `out`; the arguments are those of ws::standardize.");
   m.def("backward", &backward, py::arg("grad"), py::arg("weight"), py::arg("grad_weight"),
         py::arg("gain") = py::none(), py::arg("grad_gain") = py::none(),
         py::arg("grad_shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,
-        py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = py::none(),
+        py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = 0,
         "Writes the gradient of the weight to `grad_weight`, and where given those of gain and\n"
         "shift, from `grad`, the gradient of forward's `out`.");
 }

@@ -1,0 +1,50 @@
+# make test, make bench: everything from a bare checkout, in a virtual environment of its own.
+# What they need: python3 (3.10 to 3.14) and a C++17 compiler. CUDA is built where nvcc is found; the
+# tests fetch NVIDIA's compiler from its Python wheels where it is not.
+#
+#   make test TORCH=torch==2.10.0        another PyTorch
+#   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+comma := ,
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
+EXTRAS := test,bench$(if $(HAVE_NVCC),,$(comma)nvcc)
+
+.PHONY: build test bench format check clean
+build: $(VENV)/built
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH) numpy "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=3.0"
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(NATIVE)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
+	touch $@
+
+test: build
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python -m bench $(ARGS)
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh %.inl,$(NATIVE))
+
+check: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh %.inl,$(NATIVE))
+
+$(VENV)/lint: $(VENV)/installed
+	$(BIN)/pip install -q ruff clang-format
+	touch $@
+
+clean:
+	rm -rf $(VENV) build python/torch_ws/*.so python/torch_ws/build.json
