@@ -104,16 +104,22 @@ void for_row(int64_t cols, Each each) {
   if (i < cols) each(Tail{i, static_cast<int>(cols - i)});
 }
 
+// One value a row: gain, shift and their gradients.
 template <class T>
 auto value_at(const void* values, int64_t i) {
-  return scalar(static_cast<const T*>(values)[i]);
+  return load_first(static_cast<const T*>(values) + i, 1)[0];
+}
+
+template <class T, class V>
+void set_value(void* values, int64_t i, V value) {
+  store_first(static_cast<T*>(values) + i, value, 1);
 }
 
 // The mean of the first quarter of a row.
 template <class V, class A, class T>
 A center_of(const T* row, int64_t cols) {
   const int64_t quarter = (cols + 3) / 4;
-  const A pivot = scalar(row[0]);
+  const A pivot = load_first(row, 1)[0];
   double total[1] = {};
   sum_row<V>(quarter, total, [&](auto at, V* sums) {  //
     sums[0] += at.keep(at.load(row) - pivot);
@@ -186,10 +192,10 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
       at.store(grad_weight,
                (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset));
     });
-    if (a.grad_gain) set(static_cast<W*>(a.grad_gain) + row, channel.s * dot);
+    if (a.grad_gain) set_value<W>(a.grad_gain, row, V{} + channel.s * dot);
     if (a.grad_shift) {
       const double sum_g = static_cast<double>(mg) * cols + centered[2];
-      set(static_cast<W*>(a.grad_shift) + row, static_cast<A>(sum_g));
+      set_value<W>(a.grad_shift, row, V{} + static_cast<A>(sum_g));
     }
   }
 }

@@ -11,22 +11,25 @@ constexpr int kBytes = 32;
 namespace ws {
 namespace {
 
-inline Float load(const Half* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-inline Float load(const BFloat16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
+inline Float load(const Half* p) { return _mm256_cvtph_ps(load_bits<__m128i>(p)); }
 inline void store(Half* p, Float v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  const __m128i bits = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(p, &bits, sizeof(bits));
 }
-inline void store(BFloat16* p, Float v) {
-  const __m256i bits = bit_cast<__m256i>(bfloat16_bits(v));
-  // packus works within 128-bit halves, so the two results lie in quadwords 0 and 2
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+
+// All ones in the first n lanes, of 4 or 8 bytes.
+inline __m256i lanes4(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+inline __m256i lanes8(int n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Float load_first(const float* p, int n) { return _mm256_maskload_ps(p, lanes4(n)); }
+inline Double load_first(const double* p, int n) { return _mm256_maskload_pd(p, lanes8(n)); }
+inline void store_first(float* p, Float v, int n) { _mm256_maskstore_ps(p, lanes4(n), v); }
+inline void store_first(double* p, Double v, int n) { _mm256_maskstore_pd(p, lanes8(n), v); }
+inline Float first(Float v, int n) { return _mm256_and_ps(v, _mm256_castsi256_ps(lanes4(n))); }
+inline Double first(Double v, int n) { return _mm256_and_pd(v, _mm256_castsi256_pd(lanes8(n))); }
 
 inline float sum(Float v) {
   const __m128 quarters = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -41,7 +44,7 @@ inline double sum(Double v) {
 }  // namespace
 }  // namespace ws
 
-#include "vector_tail.h"
+#include "vector_tail.h"  // for 16-bit elements
 #include "rows.inl"
 
 namespace ws {

@@ -5,20 +5,35 @@ constexpr int kBytes = 16;
 
 #include "kernels.h"
 #include "vector.h"
-#include "vector_tail.h"
 
 namespace ws {
 namespace {
 
-template <class T>  // Half, BFloat16
-inline Float load(const T* p) {
-  Float v;
-  for (int i = 0; i < kFloats; ++i) v[i] = scalar(p[i]);
-  return v;
+inline Float load(const Half* p) {
+  const UInt32 bits = __builtin_convertvector(load_bits<UInt16>(p), UInt32);
+  const UInt32 sign = (bits & 0x8000) << 16;
+  const UInt32 magnitude = (bits & 0x7fff) << 13;
+  // Multiplying by 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too.
+  const UInt32 finite = bit_cast<UInt32>(bit_cast<Float>(magnitude) * 0x1p112f);
+  const UInt32 is_finite = bit_cast<UInt32>(magnitude < (0x7c00u << 13));
+  return bit_cast<Float>(sign | (finite & is_finite) | ((magnitude | 0x7f800000u) & ~is_finite));
 }
-template <class T>
-inline void store(T* p, Float v) {
-  for (int i = 0; i < kFloats; ++i) set(p + i, v[i]);
+
+// Rounds to nearest even; NaN stays NaN.
+inline void store(Half* p, Float v) {
+  const UInt32 sign = bit_cast<UInt32>(v) & 0x80000000u;
+  const UInt32 magnitude = bit_cast<UInt32>(v) ^ sign;
+  const UInt32 normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 puts the last bit of a subnormal result at the last bit of the sum, which rounds it.
+  const UInt32 subnormal = bit_cast<UInt32>(bit_cast<Float>(magnitude) + 0.5f) - 0x3f000000u;
+  const UInt32 is_subnormal = bit_cast<UInt32>(magnitude < 0x38800000u);
+  const UInt32 is_large = bit_cast<UInt32>(magnitude >= 0x477ff000u);  // 65520: rounds to infinity
+  const UInt32 is_nan = bit_cast<UInt32>(v != v);
+  UInt32 half = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  half = (0x7c00 & is_large) | (half & ~is_large);
+  half = (0x7e00 & is_nan) | (half & ~is_nan);
+  const UInt16 bits = __builtin_convertvector(half | (sign >> 16), UInt16);
+  __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
 inline float sum(Float v) { return (v[0] + v[1]) + (v[2] + v[3]); }
@@ -27,6 +42,7 @@ inline double sum(Double v) { return v[0] + v[1]; }
 }  // namespace
 }  // namespace ws
 
+#include "vector_tail.h"
 #include "rows.inl"
 
 namespace ws {

@@ -1,0 +1,76 @@
+// Elements in memory and in registers: conversion, and accesses of one element or of 16 bytes.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+#include <type_traits>
+
+namespace ws {
+
+// The type of a row's statistics, and of its elements while they are in registers.
+template <class Weight>
+using Accumulator = std::conditional_t<std::is_same_v<Weight, double>, double, float>;
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__half x) { return __half2float(x); }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ inline void narrow(double x, double& to) { to = x; }
+__device__ inline void narrow(float x, float& to) { to = x; }
+__device__ inline void narrow(float x, __half& to) { to = __float2half_rn(x); }
+__device__ inline void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
+
+// Elements that a vector access moves: 16 bytes of the wider type, so that in a kernel that
+// converts both sides move the same elements.
+template <class Weight, class Out>
+constexpr int kVec = 16 / (sizeof(Weight) > sizeof(Out) ? sizeof(Weight) : sizeof(Out));
+
+// The built-in type that one access of so many bytes moves. Elements are moved as these, because
+// the compiler does not merge accesses of __half or __nv_bfloat16 by itself.
+template <int kBytes>
+struct AccessOf;
+template <>
+struct AccessOf<2> {
+  using Type = unsigned short;
+};
+template <>
+struct AccessOf<4> {
+  using Type = unsigned int;
+};
+template <>
+struct AccessOf<8> {
+  using Type = uint2;
+};
+template <>
+struct AccessOf<16> {
+  using Type = uint4;
+};
+
+// Streaming where a row is read only once: caches are better spent on the results, which the
+// convolution reads next.
+template <int kCount, bool kOnce, class T, class A>
+__device__ __forceinline__ void load(const T* from, A* values) {
+  using Access = typename AccessOf<kCount * sizeof(T)>::Type;
+  const Access* address = reinterpret_cast<const Access*>(from);
+  const Access bits = kOnce ? __ldcs(address) : *address;
+  T elements[kCount];
+  memcpy(elements, &bits, sizeof(bits));
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) values[k] = widen(elements[k]);
+}
+
+template <int kCount, class T, class A>
+__device__ __forceinline__ void store(T* to, const A* values) {
+  using Access = typename AccessOf<kCount * sizeof(T)>::Type;
+  T elements[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) narrow(values[k], elements[k]);
+  Access bits;
+  memcpy(&bits, elements, sizeof(bits));
+  *reinterpret_cast<Access*>(to) = bits;
+}
+
+}  // namespace ws

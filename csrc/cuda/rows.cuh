@@ -1,0 +1,113 @@
+// How a team's threads share the columns of a row, and how they reach them in memory.
+//
+// A thread holds kElements columns in registers, in groups of kGroup: of as many as a vector access
+// moves, or of 1. Group after group, neighbouring threads hold neighbouring columns, so that a warp
+// accesses whole stretches of memory with either. A row longer than the tile that a team holds,
+// kTeam * kElements columns, is worked on tile by tile.
+#pragma once
+
+#include "../standardize.h"
+#include "elements.cuh"
+
+namespace ws {
+
+// Whether a tensor's rows are without gaps, and need no notice of runs.
+__host__ __device__ inline bool has_dense_rows(const Shape& shape, const Strides& strides) {
+  return shape.run == shape.cols || strides.run == shape.run;
+}
+
+// Whether every group of `vec` columns starts at a multiple of its size. One tensor of a call that
+// does not allow it makes all its accesses scalar: threads hold the same columns of each.
+inline bool allows_vectors(const void* data, int64_t element_bytes, int64_t vec,
+                           const Shape& shape, const Strides& strides) {
+  const bool dense = has_dense_rows(shape, strides);
+  return reinterpret_cast<uintptr_t>(data) % (vec * element_bytes) == 0 &&
+         (shape.rows == 1 || strides.row % vec == 0) &&
+         (dense ? shape.cols : shape.run) % vec == 0 && (dense || strides.run % vec == 0);
+}
+
+// The columns of one thread. Index: what counts them, 32 bits where a row fits a team's registers.
+template <int kTeam, int kGroup, class Index>
+struct Columns {
+  int first;  // column of register 0
+  Index cols;
+
+  __device__ Columns(int thread, Index cols) : first(thread * kGroup), cols(cols) {
+    // Hides that first < kTeam * kGroup: the compiler would make first + constant first | constant,
+    // and compute an address for every access instead of one for all.
+    asm("" : "+r"(first));
+  }
+
+  // Whether the row reaches to register i, in the tile that starts at column `tile`.
+  __device__ __forceinline__ bool has(Index tile, int i) const {
+    return (i - i % kGroup) * kTeam < cols - first - tile;
+  }
+};
+
+// One row of a tensor.
+template <class T, class Index>
+struct Row {
+  T* data;  // [cols / run runs, run]
+  Index run;
+  int64_t run_stride;
+  bool dense;
+
+  __device__ Row(T* tensor, int64_t row, const Shape& shape, const Strides& strides)
+      : data(tensor + row * strides.row),
+        run(static_cast<Index>(shape.run)),
+        run_stride(strides.run),
+        dense(has_dense_rows(shape, strides)) {}
+
+  // Calls access(address, i) for every group of columns, i its first register.
+  template <int kElements, int kTeam, int kGroup, class Access>
+  __device__ __forceinline__ void each(const Columns<kTeam, kGroup, Index>& columns, Index tile,
+                                       Access access) const {
+    if (dense) {
+      T* address = data + (tile + columns.first);
+#pragma unroll
+      for (int i = 0; i < kElements; i += kGroup) {
+        if (columns.has(tile, i)) access(address + i * kTeam, i);
+      }
+    } else {
+      // A division per access would cost more than its memory traffic: from one to the next, the
+      // place in the run moves by a fixed amount, and at most one run further than that.
+      constexpr Index kStep = kTeam * kGroup;
+      const Index step_in_run = kStep % run;
+      const int64_t step = kStep / run * run_stride + step_in_run;
+      const Index first = tile + columns.first;
+      Index in_run = first % run;
+      T* address = data + (first / run * run_stride + in_run);
+#pragma unroll
+      for (int i = 0; i < kElements; i += kGroup) {
+        if (columns.has(tile, i)) access(address, i);
+        in_run += step_in_run;
+        address += step;
+        if (in_run >= run) {
+          in_run -= run;
+          address += run_stride - run;
+        }
+      }
+    }
+  }
+};
+
+// With kOnce, the row is not read again.
+template <bool kOnce, class T, class A, int kElements, int kTeam, int kGroup, class Index>
+__device__ __forceinline__ void read(const Row<T, Index>& row,
+                                     const Columns<kTeam, kGroup, Index>& columns, Index tile,
+                                     A (&values)[kElements]) {
+  row.template each<kElements>(columns, tile, [&](const T* from, int i) {  //
+    load<kGroup, kOnce>(from, values + i);
+  });
+}
+
+template <class T, class A, int kElements, int kTeam, int kGroup, class Index>
+__device__ __forceinline__ void write(const Row<T, Index>& row,
+                                      const Columns<kTeam, kGroup, Index>& columns, Index tile,
+                                      const A (&values)[kElements]) {
+  row.template each<kElements>(columns, tile, [&](T* to, int i) {  //
+    store<kGroup>(to, values + i);
+  });
+}
+
+}  // namespace ws
