@@ -60,8 +60,8 @@ WS_DEVICE Channel<A> channel_of(A var, const Formula& formula) {
 // var = (sum((w - m)^2) - cols * r^2) / (cols - correction), where m + r is the mean.
 template <class A>
 WS_DEVICE A variance_of(A sum_squares, A r, int64_t cols, const Formula& formula) {
-  const A var = (sum_squares - static_cast<A>(cols) * r * r) /
-                static_cast<A>(cols - formula.correction);
+  const A var =
+      (sum_squares - static_cast<A>(cols) * r * r) / static_cast<A>(cols - formula.correction);
   return var < 0 ? A(0) : var;
 }
 

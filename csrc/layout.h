@@ -23,6 +23,6 @@ bool is_dense(const View& view);
 // Returns count on success; otherwise the index of a tensor that does not fit and has to be copied
 // into views[0]'s strides. 0 means that the result itself cannot be described.
 WS_API int match_layout(const View* views, int count, int64_t channel_dim, Shape* shape,
-                 Strides* strides);
+                        Strides* strides);
 
 }  // namespace ws

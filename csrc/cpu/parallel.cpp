@@ -37,7 +37,8 @@ void move_rows(T* memory, T* buffer, const Shape& shape, const Strides& strides,
     for (int64_t i = 0; i < rows; ++i) {
       T* run = memory + (row + i) * strides.row + j / shape.run * strides.run;
       T* dense = buffer + i * shape.cols + j;
-      for (int64_t k = 0; k < shape.run; ++k) (kGather ? dense[k] : run[k]) = (kGather ? run : dense)[k];
+      for (int64_t k = 0; k < shape.run; ++k)
+        (kGather ? dense[k] : run[k]) = (kGather ? run : dense)[k];
     }
   }
 }
@@ -107,36 +108,44 @@ int64_t rows_of(int64_t bytes, int64_t bytes_per_row) {
   return std::max<int64_t>(1, bytes / std::max<int64_t>(1, bytes_per_row));
 }
 
+// Calls dense(begin, end) or gathered(begin, end, step) for ranges of rows, on as many threads as
+// the bytes are worth.
+template <class Dense, class Gathered>
+void split_rows(const Shape& shape, const ElementSizes& sizes, int64_t bytes_per_element,
+                Dense dense, Gathered gathered) {
+  const int64_t grain = rows_of(kBytesPerThread, shape.cols * bytes_per_element);
+  const int64_t step = rows_of(kBytesGathered, shape.run * sizes.weight);
+  torch::stable::parallel_for(0, shape.rows, grain, [&](int64_t begin, int64_t end) {
+    if (shape.run == shape.cols) {
+      dense(begin, end);
+    } else {
+      gathered(begin, end, step);
+    }
+  });
+}
+
 }  // namespace
 
 void run_forward(Types types, const Forward& args) {
   const ForwardRows kernel = cpu_kernels().forward[types];
   const ElementSizes& sizes = kSizes[types];
-  const Shape& shape = args.shape;
-  const int64_t grain = rows_of(kBytesPerThread, shape.cols * (sizes.weight + sizes.out));
-  const int64_t step = rows_of(kBytesGathered, shape.run * sizes.weight);
-  torch::stable::parallel_for(0, shape.rows, grain, [&](int64_t begin, int64_t end) {
-    if (shape.run == shape.cols) {
-      kernel(args, begin, end);
-    } else {
-      gathered_forward(kernel, sizes, args, begin, end, step);
-    }
-  });
+  split_rows(
+      args.shape, sizes, sizes.weight + sizes.out,
+      [&](int64_t begin, int64_t end) { kernel(args, begin, end); },
+      [&](int64_t begin, int64_t end, int64_t step) {
+        gathered_forward(kernel, sizes, args, begin, end, step);
+      });
 }
 
 void run_backward(Types types, const Backward& args) {
   const BackwardRows kernel = cpu_kernels().backward[types];
   const ElementSizes& sizes = kSizes[types];
-  const Shape& shape = args.shape;
-  const int64_t grain = rows_of(kBytesPerThread, shape.cols * (2 * sizes.weight + sizes.out));
-  const int64_t step = rows_of(kBytesGathered, shape.run * sizes.weight);
-  torch::stable::parallel_for(0, shape.rows, grain, [&](int64_t begin, int64_t end) {
-    if (shape.run == shape.cols) {
-      kernel(args, begin, end);
-    } else {
-      gathered_backward(kernel, sizes, args, begin, end, step);
-    }
-  });
+  split_rows(
+      args.shape, sizes, 2 * sizes.weight + sizes.out,
+      [&](int64_t begin, int64_t end) { kernel(args, begin, end); },
+      [&](int64_t begin, int64_t end, int64_t step) {
+        gathered_backward(kernel, sizes, args, begin, end, step);
+      });
 }
 
 }  // namespace ws

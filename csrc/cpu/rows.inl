@@ -17,9 +17,10 @@
 //   3  the result; r and rg enter it by one offset a row
 //
 // In exact arithmetic any m gives the same var. In floating point a distant one costs digits, and a
-// quarter of the row cannot be distant: its mean is within sqrt(3) standard deviations of the row's,
-// whatever the values, so var loses 2 bits at worst and none on ordinary weights. Pass 1 over the
-// whole row would take as long as pass 2; in cache, the forward kernel is a quarter faster this way.
+// quarter of the row cannot be distant: its mean is within sqrt(3) standard deviations of the
+// row's, whatever the values, so var loses 2 bits at worst and none on ordinary weights. Pass 1
+// over the whole row would take as long as pass 2; in cache, the forward kernel is a quarter faster
+// this way.
 //
 // m is found relative to the row's first element, so that a constant row is exactly constant: m is
 // its value, and w - m, r and var are 0. With center = false, m, r, mg and rg are 0.
@@ -160,8 +161,8 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
   using V = typename Accumulator<W>::Vector;
   const int64_t cols = a.shape.cols;
   for (int64_t row = begin; row < end; ++row) {
-    const Y* g = static_cast<const Y*>(a.grad) + row * a.grad_strides.row;        // [cols]
-    const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;    // [cols]
+    const Y* g = static_cast<const Y*>(a.grad) + row * a.grad_strides.row;              // [cols]
+    const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;          // [cols]
     W* grad_weight = static_cast<W*>(a.grad_weight) + row * a.grad_weight_strides.row;  // [cols]
     const A gain = a.gain ? value_at<W>(a.gain, row) : A(1);
     A m = 0, r = 0, mg = 0, rg = 0;
@@ -189,8 +190,7 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
     const A factor_w = slope_of(channel, dot, cols, a.formula) * gain;
     const A offset = -(rg * factor_g + r * factor_w);
     for_row<V>(cols, [&](auto at) {
-      at.store(grad_weight,
-               (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset));
+      at.store(grad_weight, (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset));
     });
     if (a.grad_gain) set_value<W>(a.grad_gain, row, V{} + channel.s * dot);
     if (a.grad_shift) {
@@ -205,13 +205,13 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
 // The table that the including file exports under its own name.
 #define WS_CPU_KERNELS(NAME)                                                                  \
   {                                                                                           \
-    NAME,                                                                                     \
-        {forward_rows<double, double>,   forward_rows<float, float>,                          \
-         forward_rows<Half, Half>,       forward_rows<BFloat16, BFloat16>,                    \
-         forward_rows<float, Half>,      forward_rows<float, BFloat16>},                      \
-        {backward_rows<double, double>,  backward_rows<float, float>,                         \
-         backward_rows<Half, Half>,      backward_rows<BFloat16, BFloat16>,                   \
-         backward_rows<float, Half>,     backward_rows<float, BFloat16>},                     \
+      NAME,                                                                                   \
+      {forward_rows<double, double>, forward_rows<float, float>, forward_rows<Half, Half>,    \
+       forward_rows<BFloat16, BFloat16>, forward_rows<float, Half>,                           \
+       forward_rows<float, BFloat16>},                                                        \
+      {backward_rows<double, double>, backward_rows<float, float>, backward_rows<Half, Half>, \
+       backward_rows<BFloat16, BFloat16>, backward_rows<float, Half>,                         \
+       backward_rows<float, BFloat16>},                                                       \
   }
 
 }  // namespace ws

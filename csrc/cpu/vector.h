@@ -1,5 +1,5 @@
-// What the vector types of every instruction set share, in GCC's and Clang's vector extensions, which
-// work for any width.
+// What the vector types of every instruction set share, in GCC's and Clang's vector extensions,
+// which work for any width.
 //
 // An instruction set's file defines kBytes, includes this header, and adds what needs intrinsics.
 // All is in an unnamed namespace (see channel.h), and nothing comes from the standard library.

@@ -20,15 +20,17 @@ class Array {
   // `name` is the argument's, for messages. `stream`: the CUDA stream that will use the array.
   Array(const char* name, const py::object& object, int64_t stream) : name_(name) {
     if (!py::hasattr(object, "__dlpack__")) {
-      throw py::type_error(std::string(name) + " must be an array with __dlpack__ (NumPy, PyTorch, "
+      throw py::type_error(std::string(name) +
+                           " must be an array with __dlpack__ (NumPy, PyTorch, "
                            "CuPy, JAX), got " +
                            py::cast<std::string>(py::type::of(object).attr("__name__")));
     }
     const py::tuple device = object.attr("__dlpack_device__")();
     const bool on_cuda = py::cast<int>(device[0]) == kDLCUDA;
     constexpr int64_t kDefaultStream = 1;  // DLPack's number for it; 0 is not allowed there
-    capsule_ = on_cuda ? object.attr("__dlpack__")(py::arg("stream") = stream ? stream : kDefaultStream)
-                       : object.attr("__dlpack__")();
+    capsule_ = on_cuda
+                   ? object.attr("__dlpack__")(py::arg("stream") = stream ? stream : kDefaultStream)
+                   : object.attr("__dlpack__")();
     managed_ = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
     if (managed_ == nullptr) throw py::error_already_set();
     PyCapsule_SetName(capsule_.ptr(), "used_dltensor");
@@ -64,13 +66,16 @@ class Array {
 
   std::string shape() const {
     std::string text = "(";
-    for (int64_t d = 0; d < dim(); ++d) text += std::to_string(size(d)) + (d + 1 < dim() ? ", " : "");
+    for (int64_t d = 0; d < dim(); ++d)
+      text += std::to_string(size(d)) + (d + 1 < dim() ? ", " : "");
     return text + (dim() == 1 ? ",)" : ")");
   }
 
   std::string dtype() const {
     const DLDataType& type = managed_->dl_tensor.dtype;
-    const char* kind = type.code == kDLFloat ? "float" : type.code == kDLBfloat ? "bfloat" : nullptr;
+    const char* kind = type.code == kDLFloat    ? "float"
+                       : type.code == kDLBfloat ? "bfloat"
+                                                : nullptr;
     return kind ? kind + std::to_string(type.bits)
                 : "DLPack type code " + std::to_string(type.code) + ", " +
                       std::to_string(type.bits) + " bits";

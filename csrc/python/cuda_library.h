@@ -24,9 +24,6 @@ class CudaLibrary {
   decltype(&ws_cuda_error) error;
   decltype(&ws_cuda_forward_plan) forward_plan;
   decltype(&ws_cuda_backward_plan) backward_plan;
-  decltype(&ws_cuda_tiers) tiers;
-  decltype(&ws_cuda_forward_max_cols) forward_max_cols;
-  decltype(&ws_cuda_backward_max_cols) backward_max_cols;
   decltype(&ws_cuda_toolkit) toolkit;
   decltype(&ws_cuda_architectures) architectures;
 
@@ -43,9 +40,6 @@ class CudaLibrary {
     find(handle, "ws_cuda_error", &error);
     find(handle, "ws_cuda_forward_plan", &forward_plan);
     find(handle, "ws_cuda_backward_plan", &backward_plan);
-    find(handle, "ws_cuda_tiers", &tiers);
-    find(handle, "ws_cuda_forward_max_cols", &forward_max_cols);
-    find(handle, "ws_cuda_backward_max_cols", &backward_max_cols);
     find(handle, "ws_cuda_toolkit", &toolkit);
     find(handle, "ws_cuda_architectures", &architectures);
   }

@@ -18,8 +18,7 @@ namespace ws {
 namespace {
 
 // An optional argument, empty for None.
-std::unique_ptr<Array> optional_array(const char* name, const py::object& object,
-                                      int64_t stream) {
+std::unique_ptr<Array> optional_array(const char* name, const py::object& object, int64_t stream) {
   return object.is_none() ? nullptr : std::make_unique<Array>(name, object, stream);
 }
 
@@ -32,8 +31,10 @@ Types types_of(Element weight, Element out, const std::string& out_name = "out")
   if (weight == out) return static_cast<Types>(weight);
   if (weight == Element::kF32 && out == Element::kF16) return kF32ToF16;
   if (weight == Element::kF32 && out == Element::kBF16) return kF32ToBF16;
-  throw py::value_error(out_name + " must have the weight's dtype, or float16 or bfloat16 for a "
-                        "float32 weight; got " + kElementNames[static_cast<int>(out)] + " for " +
+  throw py::value_error(out_name +
+                        " must have the weight's dtype, or float16 or bfloat16 for a "
+                        "float32 weight; got " +
+                        kElementNames[static_cast<int>(out)] + " for " +
                         kElementNames[static_cast<int>(weight)]);
 }
 static_assert(static_cast<int>(Element::kBF16) == kBF16, "Element and Types share their order");
@@ -75,8 +76,10 @@ void describe(const Array* const (&arrays)[kCount], int64_t channel_dim, Shape* 
   for (int i = 0; i < kCount; ++i) views[i] = arrays[i]->view();
   const int fitting = match_layout(views, kCount, channel_dim, shape, strides);
   if (fitting < kCount) {
-    throw py::value_error(arrays[fitting]->name() + " must be dense within its channels and laid "
-                          "out as " + arrays[0]->name() + " is; its strides would need a copy");
+    throw py::value_error(arrays[fitting]->name() +
+                          " must be dense within its channels and laid "
+                          "out as " +
+                          arrays[0]->name() + " is; its strides would need a copy");
   }
 }
 
@@ -139,9 +142,9 @@ py::object cuda_build() {
   }
   const int toolkit = library->toolkit();
   using namespace pybind11::literals;
-  return py::dict("toolkit"_a = std::to_string(toolkit / 1000) + "." +
-                                std::to_string(toolkit % 1000 / 10),
-                  "architectures"_a = library->architectures());
+  return py::dict(
+      "toolkit"_a = std::to_string(toolkit / 1000) + "." + std::to_string(toolkit % 1000 / 10),
+      "architectures"_a = library->architectures());
 }
 
 void forward(const py::object& weight_object, const py::object& out_object,
@@ -228,8 +231,9 @@ void backward(const py::object& grad_object, const py::object& weight_object,
 PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   using namespace ws;
   m.doc() = "The kernels of torch_ws on DLPack arrays (NumPy, PyTorch, CuPy, JAX).";
-  m.def("cpu_capability", [] { return cpu_kernels().name; },
-        "The instruction set of the CPU kernels in use: \"avx512\", \"avx2\" or \"default\".");
+  m.def(
+      "cpu_capability", [] { return cpu_kernels().name; },
+      "The instruction set of the CPU kernels in use: \"avx512\", \"avx2\" or \"default\".");
   m.def(
       "set_cpu_capability",
       [](const std::string& name) {

@@ -16,9 +16,8 @@ namespace {
 Tensor forward_cpu(Tensor weight, std::optional<Tensor> gain, std::optional<Tensor> shift,
                    int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
                    bool center, double scale, std::optional<ScalarType> dtype) {
-  ForwardCall call =
-      prepare_forward(std::move(weight), std::move(gain), std::move(shift), channel_dim, eps,
-                      eps_mode, correction, center, scale, dtype);
+  ForwardCall call = prepare_forward(std::move(weight), std::move(gain), std::move(shift),
+                                     channel_dim, eps, eps_mode, correction, center, scale, dtype);
   run_forward(call.types, call.args);
   return call.out;
 }
@@ -32,9 +31,11 @@ Tensor backward_cpu(Tensor grad, Tensor weight, std::optional<Tensor> gain, int6
   return call.grad_weight;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_affine_cpu(
-    Tensor grad, Tensor weight, std::optional<Tensor> gain, int64_t channel_dim, double eps,
-    int64_t eps_mode, int64_t correction, bool center, double scale) {
+std::tuple<Tensor, Tensor, Tensor> backward_affine_cpu(Tensor grad, Tensor weight,
+                                                       std::optional<Tensor> gain,
+                                                       int64_t channel_dim, double eps,
+                                                       int64_t eps_mode, int64_t correction,
+                                                       bool center, double scale) {
   BackwardCall call =
       prepare_backward(std::move(grad), std::move(weight), std::move(gain), channel_dim, eps,
                        eps_mode, correction, center, scale, /*affine=*/true);

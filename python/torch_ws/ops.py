@@ -80,20 +80,20 @@ def _differentiable_backward(ctx, grad, weight, gain, arguments):
     return grad_weight, grad_gain, grad_shift, None
 
 
-def _autograd(
-    weight,
-    gain=None,
-    shift=None,
-    *,
-    channel_dim=0,
-    eps=1e-5,
-    eps_mode=0,
-    correction=0,
-    center=True,
-    scale=1.0,
-    dtype=None,
-):
-    arguments = (channel_dim, eps, eps_mode, correction, center, scale, dtype)
+# The options of ws::standardize in the order of the raw ops' arguments, with its schema's defaults.
+_DEFAULTS = {
+    "channel_dim": 0,
+    "eps": 1e-5,
+    "eps_mode": 0,
+    "correction": 0,
+    "center": True,
+    "scale": 1.0,
+    "dtype": None,
+}
+
+
+def _autograd(weight, gain=None, shift=None, **options):
+    arguments = tuple({**_DEFAULTS, **options}.values())
     if needs_reference():
         check(weight, gain, shift, *arguments)
         return reference.standardize_op(weight, gain, shift, *arguments)
@@ -109,21 +109,8 @@ def _fake_forward(weight, gain, shift, *arguments):
     return torch.empty_like(weight, dtype=arguments[-1] or weight.dtype)
 
 
-def _fake_standardize(
-    weight,
-    gain=None,
-    shift=None,
-    *,
-    channel_dim=0,
-    eps=1e-5,
-    eps_mode=0,
-    correction=0,
-    center=True,
-    scale=1.0,
-    dtype=None,
-):
-    arguments = (channel_dim, eps, eps_mode, correction, center, scale, dtype)
-    return _fake_forward(weight, gain, shift, *arguments)
+def _fake_standardize(weight, gain=None, shift=None, **options):
+    return _fake_forward(weight, gain, shift, *{**_DEFAULTS, **options}.values())
 
 
 def _fake_backward(grad, weight, gain, *arguments):
