@@ -1,0 +1,73 @@
+"""The one thing that is timed: a provider, on a workload's tensors, in one direction.
+
+    no_grad    standardize all weights; nothing is recorded for a backward
+    forward    the same with autograd recording, as in a training step
+    backward   the gradients alone; the forward before it is prepared outside the clock
+    both       forward, then the gradients of every weight, through autograd
+
+All results of a call stay alive until it ends, as the weights of a model do in a training step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .providers import COPY, Provider, Standardize
+from .workloads import Tensors, moved_bytes
+
+DIRECTIONS = ("forward", "backward", "both")
+
+
+@dataclass(frozen=True)
+class Call:
+    run: Callable[[Any], Any]  # the timed part, on what `prepare` returned
+    prepare: Callable[[], Any] = lambda: None
+    enter: Callable[[], None] = lambda: None  # before each sample: process-wide settings
+
+
+def make_call(
+    provider: Provider,
+    standardize: Standardize | None,
+    tensors: Tensors,
+    direction: str,
+    enter: Callable[[], None] = lambda: None,
+    retain_graph: bool = False,
+) -> Call:
+    """`retain_graph`: `run` may follow one `prepare` any number of times (CUDA graphs need it)."""
+    if provider.name == COPY:
+        return _copy(tensors, direction)
+    weights, grads = tensors.weights, tensors.grads
+    if direction == "no_grad":
+        constants = [weight.detach() for weight in weights]
+        return Call(lambda _: standardize(constants), enter=enter)
+    if direction == "forward":
+        return Call(lambda _: standardize(weights), enter=enter)
+    if direction == "backward":
+        return Call(
+            lambda outputs: torch.autograd.grad(outputs, weights, grads, retain_graph=retain_graph),
+            prepare=lambda: standardize(weights),
+            enter=enter,
+        )
+    return Call(lambda _: torch.autograd.grad(standardize(weights), weights, grads), enter=enter)
+
+
+def _copy(tensors: Tensors, direction: str) -> Call:
+    """Clones of as many bytes as the direction moves: half of them read, half of them written.
+
+    forward clones the weight itself (with another output dtype: as many bytes); backward, which
+    reads w and g and writes dw, clones one and a half times the weight; both does one, then the
+    other.
+    """
+    parts = ("forward", "backward") if direction == "both" else (direction,)
+    sources = []
+    for part in parts:
+        for weight, grad in zip(tensors.weights, tensors.grads, strict=True):
+            moved = moved_bytes(part, weight.numel(), weight.dtype, grad.dtype)
+            elements = math.ceil(moved / 2 / weight.dtype.itemsize)
+            sources.append(torch.ones(elements, dtype=weight.dtype, device=weight.device))
+    return Call(lambda _: [source.clone() for source in sources])

@@ -1,0 +1,181 @@
+"""The command line of ``python -m bench standardize``, checked before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+import torch_ws
+
+from .calls import DIRECTIONS
+from .measure import DTYPES
+from .providers import COPY, Provider, ours, peers
+from .workloads import (
+    DEFAULT_MODELS,
+    MODELS,
+    SHAPES,
+    Workload,
+    model_workload,
+    parse_shape,
+    weight_workload,
+)
+
+SECTIONS = ("shapes", "models", "overhead")
+
+
+def _shape(text: str) -> str:
+    try:
+        parse_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _threads(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        usage="python -m bench [standardize] [options]",
+        description="Checks, then times, weight standardization by torch_ws and by its peers.",
+        allow_abbrev=False,
+    )
+    peer_names = list(peers())
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--shapes",
+        nargs="+",
+        type=_shape,
+        metavar="SHAPE",
+        help=f"single weights, such as 512x128x3x3; default: {' '.join(SHAPES)}",
+    )
+    what.add_argument(
+        "--models",
+        nargs="+",
+        choices=[*MODELS, "all"],
+        metavar="MODEL",
+        help="the weights of whole models: all, or some of "
+        f"{', '.join(MODELS)}; default: {' '.join(DEFAULT_MODELS)}",
+    )
+    what.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        help="these parts; default: all, or those that --shapes and --models name",
+    )
+    what.add_argument(
+        "--providers",
+        nargs="+",
+        choices=peer_names,
+        metavar="PEER",
+        help=f"some of {', '.join(peer_names)}; default: all, and copy in any case",
+    )
+    what.add_argument(
+        "--direction",
+        nargs="+",
+        choices=DIRECTIONS,
+        metavar="DIRECTION",
+        default=["forward", "both"],
+        help=f"some of {', '.join(DIRECTIONS)}; default: forward both",
+    )
+    what.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=list(DTYPES),
+        metavar="DTYPE",
+        default=["float32"],
+        help=f"of the weights, or weights:outputs; some of {', '.join(DTYPES)}; default: float32",
+    )
+    what.add_argument(
+        "--many",
+        action="store_true",
+        help="torch_ws.standardize_many, all weights in one call, instead of one call for each",
+    )
+    what.add_argument(
+        "--isa",
+        nargs="+",
+        choices=("avx512", "avx2", "default"),
+        default=[],
+        help="torch_ws also with its kernels lowered to these instruction sets",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    how.add_argument(
+        "--threads", type=_threads, default=torch.get_num_threads(), help="default: %(default)s"
+    )
+    how.add_argument("--seconds", type=_positive, default=1.0, help="for a row; default: 1")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="PATH", help="writes everything that was found")
+    output.add_argument("--plot", metavar="PATH.png", help="draws times as multiples of a copy's")
+    return parser
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """All that can be known to fail is refused here, before the first minute is spent."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: cuda, but this PyTorch sees no CUDA device")
+    if args.device == "cuda" and args.isa:
+        parser.error("argument --isa: instruction sets are the CPU's; leave out --device cuda")
+    if args.many and not hasattr(torch_ws, "standardize_many"):
+        parser.error("argument --many: this torch_ws has no standardize_many")
+    current = torch_ws.cpu_capability()
+    for name in args.isa:
+        try:
+            torch_ws._C.set_cpu_capability(name)
+        except ValueError:
+            parser.error(f"argument --isa: this machine cannot run {name}")
+    torch_ws._C.set_cpu_capability(current)
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is not None:
+            folder = Path(path).parent
+            if not folder.is_dir():
+                parser.error(f"argument {option}: no folder {folder}")
+            if Path(path).is_dir() or not os.access(
+                path if Path(path).exists() else folder, os.W_OK
+            ):
+                parser.error(f"argument {option}: {path} cannot be written")
+    for name in ("shapes", "models"):
+        if args.only and getattr(args, name) is not None and name not in args.only:
+            parser.error(f"argument --{name}: given, but --only leaves the {name} out")
+    if args.plot is not None and args.only == ["overhead"]:
+        parser.error("argument --plot: --only overhead leaves nothing to draw")
+    if args.plot is not None and Path(args.plot).suffix != ".png":
+        parser.error(f"argument --plot: {args.plot} should end in .png")
+    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("argument --plot: it needs matplotlib, which is not installed")
+
+
+def choose_workloads(args: argparse.Namespace) -> tuple[list[Workload], bool]:
+    """The workloads, and whether the overhead of a call is measured too."""
+    named = [name for name in ("shapes", "models") if getattr(args, name) is not None]
+    sections = args.only or named or SECTIONS
+    workloads = []
+    if "shapes" in sections:
+        workloads += [weight_workload(text) for text in args.shapes or SHAPES]
+    if "models" in sections:
+        names = args.models or DEFAULT_MODELS
+        workloads += [model_workload(name) for name in (MODELS if "all" in names else names)]
+    return workloads, "overhead" in sections
+
+
+def choose_providers(args: argparse.Namespace) -> list[Provider]:
+    """torch_ws, its lowered variants, the peers and the copy."""
+    found = peers()
+    names = [*(args.providers or found), COPY]
+    chosen = [ours(args.many)] + [ours(args.many, name) for name in args.isa]
+    return chosen + [provider for name, provider in found.items() if name in names]

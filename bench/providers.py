@@ -1,0 +1,108 @@
+"""Who standardizes: torch_ws and its peers, as functions from a list of weights to a list.
+
+Each peer computes the formula that its users run, so each is checked against the float64 reference
+of that formula and not of another's. All of them differ from `paper` by a scalar per channel only,
+which takes no time.
+
+`copy` standardizes nothing. It is the measure of the others: a clone that moves as many bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torch_ws
+
+Tensor = torch.Tensor
+Standardize = Callable[[list[Tensor]], list[Tensor]]
+
+COPY = "copy"
+OURS = "torch_ws"
+
+
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    what: str  # what exactly runs, for the report
+    formula: str | None  # of torch_ws.formulas; None: nothing to check
+    make: Callable[[torch.dtype], Standardize] | None  # from the outputs' dtype
+    capability: str | None = None  # the instruction set that torch_ws is lowered to
+
+
+def chained_formula(weight: Tensor) -> Tensor:
+    """The authors' repository as of 2019: three chained means, the sample std, plus eps."""
+    mean = weight
+    for dim in range(1, weight.dim()):
+        mean = mean.mean(dim, keepdim=True)
+    centred = weight - mean
+    std = centred.view(centred.size(0), -1).std(dim=1) + 1e-5
+    return centred / std.view(-1, *[1] * (weight.dim() - 1)).expand_as(centred)
+
+
+def timm_batch_norm(weight: Tensor) -> Tensor:
+    """As in timm's StdConv2d: the channels of one sample as a batch norm's."""
+    rows = weight.reshape(1, weight.size(0), -1)
+    return F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(weight)
+
+
+def layer_norm(weight: Tensor) -> Tensor:
+    return F.layer_norm(weight, weight.shape[1:], eps=1e-5)
+
+
+def _each(function: Callable[[Tensor], Tensor]) -> Callable[[torch.dtype], Standardize]:
+    def make(dtype: torch.dtype) -> Standardize:
+        return lambda weights: [function(weight).to(dtype) for weight in weights]
+
+    return make
+
+
+def _ours(dtype: torch.dtype) -> Standardize:
+    return lambda weights: [torch_ws.standardize(weight, dtype=dtype) for weight in weights]
+
+
+def _ours_many(dtype: torch.dtype) -> Standardize:
+    return lambda weights: torch_ws.standardize_many(weights, dtype=dtype)
+
+
+def _compiled(dtype: torch.dtype) -> Standardize:
+    # All weights in one graph, as in a compiled model: one call and one check of the guards.
+    torch.compiler.reset()
+    function = torch.compile(
+        lambda *weights: [chained_formula(weight).to(dtype) for weight in weights],
+        fullgraph=True,
+        dynamic=False,
+    )
+    return lambda weights: function(*weights)
+
+
+def peers() -> dict[str, Provider]:
+    chain = "chained means, (w - mean) / (std + 1e-5), the authors' 2019 code"
+    found = [
+        Provider("formula", f"eager: {chain}", "qiao", _each(chained_formula)),
+        Provider(
+            "batch_norm",
+            "F.batch_norm(w.reshape(1, O, -1), training=True, momentum=0, eps=1e-6) as in timm",
+            "timm",
+            _each(timm_batch_norm),
+        ),
+        Provider(
+            "layer_norm", "F.layer_norm(w, w.shape[1:], eps=1e-5)", "nnabla", _each(layer_norm)
+        ),
+        Provider(
+            "compile",
+            "torch.compile(fullgraph=True, dynamic=False) of `formula`, all weights in one graph",
+            "qiao",
+            _compiled,
+        ),
+        Provider(COPY, "clone() of half the bytes that the direction moves", None, None),
+    ]
+    return {provider.name: provider for provider in found}
+
+
+def ours(many: bool = False, capability: str | None = None) -> Provider:
+    name = OURS if capability is None else f"{OURS} {capability}"
+    what = "torch_ws.standardize_many(weights)" if many else "torch_ws.standardize(w)"
+    return Provider(name, what, "paper", _ours_many if many else _ours, capability)
