@@ -4,8 +4,9 @@ A sample is a batch of calls in a row, long enough to stand well above the clock
 the cost of reading it; its value is the time per call. Every round takes one sample of each
 provider, in an order shuffled anew: whatever else the machine does for a while (another process,
 a lower clock) then falls on all providers alike and not on the one whose turn it was, and none of
-them always finds the caches as the same neighbour left them. Rounds repeat until the time is used
-up, and at least MIN_ROUNDS times.
+them always finds the caches as the same neighbour left them. A call that is not timed begins every
+sample: the caches are then as the provider's own calls leave them. Rounds repeat until the time is
+used up, and at least MIN_ROUNDS times.
 
 Medians and quartiles are reported: disturbances only ever add time, so a mean follows them, and a
 minimum is the luckiest call and not the usual one. Weights that fit the caches are found there, as
@@ -63,6 +64,7 @@ def interleave(samplers: dict[str, Sampler], seconds: float) -> dict[str, list[f
 
 def sample(call: Call, batch: int) -> float:
     call.enter()
+    call.run(call.prepare())
     states = [call.prepare() for _ in range(batch)]
     start = time.perf_counter()
     for state in states:

@@ -93,6 +93,19 @@ def test_nan_in_a_gradient_stays_in_its_channel(isa):
     assert torch.equal(actual[[0, 2]], clean[[0, 2]])
 
 
+@pytest.mark.parametrize("offset", [0, 1])  # aligned to a vector, so stored past the caches; or not
+def test_a_large_gradient_is_that_of_its_parts(isa, offset):
+    memory = torch.randn(2, 1100 * 1024 + 1)[:, offset : offset + 1100 * 1024]
+    weight, grad = (t.view(1100, 1024) for t in memory)  # 4.3 MB, more than kStreamedBytes
+    arguments = (None, 0, 1e-5, 0, 0, True, 1.0)
+    whole = torch.ops.ws.backward(grad, weight, *arguments)
+    parts = [
+        torch.ops.ws.backward(g, w, *arguments)
+        for g, w in zip(grad.split(100), weight.split(100), strict=True)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
 def test_expanded_gradient(isa):
     # sum().backward() hands over a gradient of stride 0
     weight = torch.randn(6, 7, 3, 3, requires_grad=True)

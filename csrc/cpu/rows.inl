@@ -5,6 +5,8 @@
 //   load_first(const T*, n), store_first(T*, v, n)       the first n elements of one
 //   first(v, n)                its first n lanes, the others 0
 //   sum(v)                     over its lanes
+//   stream(T*, v)              stores an aligned vector past the caches
+//   end_of_streams()           makes streamed vectors visible to other threads
 //
 // A row is read from memory once and stays in the nearest cache for the passes that follow:
 //
@@ -51,6 +53,10 @@ struct Full {
   void store(T* row, V v) const {
     ws::store(row + i, v);
   }
+  template <class T, class V>
+  void stream(T* row, V v) const {
+    ws::stream(row + i, v);
+  }
   template <class V>
   V keep(V v) const {
     return v;
@@ -65,6 +71,10 @@ struct Tail {
   }
   template <class T, class V>
   void store(T* row, V v) const {
+    store_first(row + i, v, n);
+  }
+  template <class T, class V>
+  void stream(T* row, V v) const {
     store_first(row + i, v, n);
   }
   template <class V>
@@ -149,17 +159,26 @@ void forward_rows(const Forward& a, int64_t begin, int64_t end) {
     const Channel<A> channel = channel_of(var, a.formula);
     const A factor = a.gain ? channel.s * value_at<W>(a.gain, row) : channel.s;
     const A offset = (a.shift ? value_at<W>(a.shift, row) : A(0)) - r * factor;
-    for_row<V>(cols, [&](auto at) {  //
+    const W* next = row + 1 < end ? w + a.weight_strides.row : w;
+    for_row<V>(cols, [&](auto at) {
+      // Memory would rest during this pass. Into L2: the next row may not fit beside this one in L1.
+      __builtin_prefetch(next + at.i, /*write=*/0, /*locality=*/2);
       at.store(out, (at.load(w) - m) * factor + offset);
     });
   }
 }
+
+// A gradient this large has left the caches by the time the optimizer reads it. Stored past them, it
+// is not read from memory first, and does not push out w and grad. (A forward result is read at
+// once, by the convolution.)
+constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <class W, class Y>
 void backward_rows(const Backward& a, int64_t begin, int64_t end) {
   using A = typename Accumulator<W>::Scalar;
   using V = typename Accumulator<W>::Vector;
   const int64_t cols = a.shape.cols;
+  const bool large = a.shape.rows * cols * static_cast<int64_t>(sizeof(W)) >= kStreamedBytes;
   for (int64_t row = begin; row < end; ++row) {
     const Y* g = static_cast<const Y*>(a.grad) + row * a.grad_strides.row;              // [cols]
     const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;          // [cols]
@@ -189,8 +208,14 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
     const A factor_g = channel.s * gain;
     const A factor_w = slope_of(channel, dot, cols, a.formula) * gain;
     const A offset = -(rg * factor_g + r * factor_w);
+    const bool streamed = large && reinterpret_cast<uintptr_t>(grad_weight) % sizeof(V) == 0;
     for_row<V>(cols, [&](auto at) {
-      at.store(grad_weight, (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset));
+      const V result = (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset);
+      if (streamed) {
+        at.stream(grad_weight, result);
+      } else {
+        at.store(grad_weight, result);
+      }
     });
     if (a.grad_gain) set_value<W>(a.grad_gain, row, V{} + channel.s * dot);
     if (a.grad_shift) {
@@ -198,6 +223,7 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
       set_value<W>(a.grad_shift, row, V{} + static_cast<A>(sum_g));
     }
   }
+  if (large) end_of_streams();
 }
 
 }  // namespace

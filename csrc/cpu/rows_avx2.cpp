@@ -31,6 +31,9 @@ inline void store_first(double* p, Double v, int n) { _mm256_maskstore_pd(p, lan
 inline Float first(Float v, int n) { return _mm256_and_ps(v, _mm256_castsi256_ps(lanes4(n))); }
 inline Double first(Double v, int n) { return _mm256_and_pd(v, _mm256_castsi256_pd(lanes8(n))); }
 
+inline void stream(float* p, Float v) { _mm256_stream_ps(p, v); }
+inline void end_of_streams() { _mm_sfence(); }
+
 inline float sum(Float v) {
   const __m128 quarters = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 pairs = _mm_add_ps(quarters, _mm_movehl_ps(quarters, quarters));

@@ -41,6 +41,9 @@ inline void store_first(BFloat16* p, Float v, int n) {
 inline Float first(Float v, int n) { return _mm512_maskz_mov_ps(lanes16(n), v); }
 inline Double first(Double v, int n) { return _mm512_maskz_mov_pd(lanes8(n), v); }
 
+inline void stream(float* p, Float v) { _mm512_stream_ps(p, v); }
+inline void end_of_streams() { _mm_sfence(); }
+
 inline float sum(Float v) { return _mm512_reduce_add_ps(v); }
 inline double sum(Double v) { return _mm512_reduce_add_pd(v); }
 

@@ -36,6 +36,8 @@ inline void store(Half* p, Float v) {
   __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
+inline void end_of_streams() {}
+
 inline float sum(Float v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 inline double sum(Double v) { return v[0] + v[1]; }
 

@@ -59,5 +59,11 @@ inline void store(BFloat16* p, Float v) {
   __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
+// Where an instruction set has no store past the caches, or none for the type.
+template <class T, class V>
+inline void stream(T* p, V v) {
+  store(p, v);
+}
+
 }  // namespace
 }  // namespace ws
