@@ -53,6 +53,12 @@ def test_in_place():
     assert np.array_equal(weight, expected)
 
 
+def test_build_info():
+    info = _C.build_info()
+    assert info["compiler"] and info["pybind11"].startswith("3.")
+    assert info["cuda"] is None or info["cuda"]["toolkit"].count(".") == 1
+
+
 def test_empty_array():
     out = np.empty((0, 3), "f")
     _C.forward(np.empty((0, 3), "f"), out)

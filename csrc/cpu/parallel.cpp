@@ -16,8 +16,10 @@
 namespace ws {
 namespace {
 
-// Below this many bytes a thread is not worth waking.
+// Below this many bytes a thread is not worth waking. Beside its bytes, a row costs its reductions,
+// which take as long as that many bytes more.
 constexpr int64_t kBytesPerThread = 64 * 1024;
+constexpr int64_t kBytesPerRow = 512;
 constexpr int64_t kBytesGathered = 256;
 
 struct ElementSizes {
@@ -113,7 +115,7 @@ int64_t rows_of(int64_t bytes, int64_t bytes_per_row) {
 template <class Dense, class Gathered>
 void split_rows(const Shape& shape, const ElementSizes& sizes, int64_t bytes_per_element,
                 Dense dense, Gathered gathered) {
-  const int64_t grain = rows_of(kBytesPerThread, shape.cols * bytes_per_element);
+  const int64_t grain = rows_of(kBytesPerThread, kBytesPerRow + shape.cols * bytes_per_element);
   const int64_t step = rows_of(kBytesGathered, shape.run * sizes.weight);
   torch::stable::parallel_for(0, shape.rows, grain, [&](int64_t begin, int64_t end) {
     if (shape.run == shape.cols) {

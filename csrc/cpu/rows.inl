@@ -92,6 +92,12 @@ void sum_row(int64_t cols, double (&totals)[kSums], Term term) {
   constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
   constexpr int kUnroll = 4;
   constexpr int64_t kBlock = 4096;
+  if (cols <= kLanes) {
+    V sums[kSums] = {};
+    term(Tail{0, static_cast<int>(cols)}, sums);
+    for (int k = 0; k < kSums; ++k) totals[k] = sum(sums[k]);
+    return;
+  }
   for (int64_t begin = 0; begin < cols; begin += kBlock) {
     const int64_t end = cols - begin < kBlock ? cols : begin + kBlock;
     V sums[kUnroll][kSums] = {};
@@ -128,33 +134,33 @@ void set_value(void* values, int64_t i, V value) {
 
 // The mean of the first quarter of a row.
 template <class V, class A, class T>
-A center_of(const T* row, int64_t cols) {
-  const int64_t quarter = (cols + 3) / 4;
+A center_of(const T* row, int64_t quarter, double inv_quarter) {
   const A pivot = load_first(row, 1)[0];
   double total[1] = {};
   sum_row<V>(quarter, total, [&](auto at, V* sums) {  //
     sums[0] += at.keep(at.load(row) - pivot);
   });
-  return static_cast<A>(pivot + total[0] / quarter);
+  return static_cast<A>(pivot + total[0] * inv_quarter);
 }
 
 template <class W, class Y>
 void forward_rows(const Forward& a, int64_t begin, int64_t end) {
   using A = typename Accumulator<W>::Scalar;
   using V = typename Accumulator<W>::Vector;
-  const int64_t cols = a.shape.cols;
+  const int64_t cols = a.shape.cols, quarter = (cols + 3) / 4;
+  const double inv_cols = 1.0 / cols, inv_quarter = 1.0 / quarter;
   for (int64_t row = begin; row < end; ++row) {
     const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;  // [cols]
     Y* out = static_cast<Y*>(a.out) + row * a.out_strides.row;                  // [cols]
     A m = 0, r = 0;
-    if (a.formula.center) m = center_of<V, A>(w, cols);
+    if (a.formula.center) m = center_of<V, A>(w, quarter, inv_quarter);
     double centered[2] = {};
     sum_row<V>(cols, centered, [&](auto at, V* sums) {
       const V dw = at.keep(at.load(w) - m);
       sums[0] += dw;
       sums[1] += dw * dw;
     });
-    if (a.formula.center) r = static_cast<A>(centered[0] / cols);
+    if (a.formula.center) r = static_cast<A>(centered[0] * inv_cols);
     const A var = variance_of(static_cast<A>(centered[1]), r, cols, a.formula);
     const Channel<A> channel = channel_of(var, a.formula);
     const A factor = a.gain ? channel.s * value_at<W>(a.gain, row) : channel.s;
@@ -177,7 +183,8 @@ template <class W, class Y>
 void backward_rows(const Backward& a, int64_t begin, int64_t end) {
   using A = typename Accumulator<W>::Scalar;
   using V = typename Accumulator<W>::Vector;
-  const int64_t cols = a.shape.cols;
+  const int64_t cols = a.shape.cols, quarter = (cols + 3) / 4;
+  const double inv_cols = 1.0 / cols, inv_quarter = 1.0 / quarter;
   const bool large = a.shape.rows * cols * static_cast<int64_t>(sizeof(W)) >= kStreamedBytes;
   for (int64_t row = begin; row < end; ++row) {
     const Y* g = static_cast<const Y*>(a.grad) + row * a.grad_strides.row;              // [cols]
@@ -186,8 +193,8 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
     const A gain = a.gain ? value_at<W>(a.gain, row) : A(1);
     A m = 0, r = 0, mg = 0, rg = 0;
     if (a.formula.center) {
-      m = center_of<V, A>(w, cols);
-      mg = center_of<V, A>(g, cols);
+      m = center_of<V, A>(w, quarter, inv_quarter);
+      mg = center_of<V, A>(g, quarter, inv_quarter);
     }
     double centered[4] = {};
     sum_row<V>(cols, centered, [&](auto at, V* sums) {
@@ -199,8 +206,8 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
       sums[3] += dg * dw;
     });
     if (a.formula.center) {
-      r = static_cast<A>(centered[0] / cols);
-      rg = static_cast<A>(centered[2] / cols);
+      r = static_cast<A>(centered[0] * inv_cols);
+      rg = static_cast<A>(centered[2] * inv_cols);
     }
     const A var = variance_of(static_cast<A>(centered[1]), r, cols, a.formula);
     const A dot = static_cast<A>(centered[3]) - static_cast<A>(cols) * r * rg;

@@ -133,18 +133,23 @@ py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
                   "blocks"_a = py::make_tuple(plan.blocks[0], plan.blocks[1]));
 }
 
-py::object cuda_build() {
+py::dict build_info() {
+  using namespace pybind11::literals;
+  py::dict info("compiler"_a = __VERSION__,
+                "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+                    PYBIND11_VERSION_MINOR),
+                "cuda"_a = py::none());
   const CudaLibrary* library;
   try {
     library = &CudaLibrary::get();
   } catch (const std::runtime_error&) {
-    return py::none();
+    return info;
   }
   const int toolkit = library->toolkit();
-  using namespace pybind11::literals;
-  return py::dict(
+  info["cuda"] = py::dict(
       "toolkit"_a = std::to_string(toolkit / 1000) + "." + std::to_string(toolkit % 1000 / 10),
       "architectures"_a = library->architectures());
+  return info;
 }
 
 void forward(const py::object& weight_object, const py::object& out_object,
@@ -243,8 +248,9 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
         }
       },
       py::arg("name"), "Uses another instruction set from now on. For tests and benchmarks.");
-  m.def("cuda_build", &cuda_build,
-        "The toolkit and architectures that the CUDA kernels were built with, or None.");
+  m.def("build_info", &build_info,
+        "What the module was built with: `compiler`, `pybind11`, and `cuda`, the toolkit and\n"
+        "architectures of the CUDA kernels, or None where there are none.");
   m.def("launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
         py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
         "The CUDA launch for a dense, aligned weight of that size: the launch table's entry and\n"

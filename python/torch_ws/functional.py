@@ -7,7 +7,7 @@ import torch
 from . import reference
 from ._check import check, check_weight, resolve
 from .formulas import Formula
-from .ops import Standardize, needs_reference, raw_forward
+from .ops import apply, needs_reference, raw_forward
 
 Tensor = torch.Tensor
 
@@ -81,7 +81,7 @@ def standardize(
             or (gain is not None and gain.requires_grad)
             or (shift is not None and shift.requires_grad)
         ):
-            return Standardize.apply(weight, gain, shift, arguments)
+            return apply(weight, gain, shift, arguments)
         return raw_forward(weight, gain, shift, *arguments)
     except (AttributeError, RuntimeError, TypeError, IndexError):
         # The ops refuse bad arguments before any work, tersely and cheaply. This says why.

@@ -37,7 +37,7 @@ def needs_reference() -> bool:
 
 
 class Standardize(torch.autograd.Function):
-    """One autograd node: ``apply(weight, gain, shift, arguments)``.
+    """One autograd node, called by :data:`apply` with ``(weight, gain, shift, arguments)``.
 
     arguments: the op's ``(channel_dim, eps, eps_mode, correction, center, scale, dtype)``.
     """
@@ -59,6 +59,11 @@ class Standardize(torch.autograd.Function):
         grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
         needed = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
         return *needed, None
+
+
+# Function.apply without its Python part, 2 of 9 microseconds, which prepares for torch.func
+# transforms: needs_reference() has seen to those.
+apply = super(torch.autograd.Function, Standardize).apply
 
 
 def _differentiable_backward(ctx, grad, weight, gain, arguments):
@@ -98,7 +103,7 @@ def _autograd(weight, gain=None, shift=None, **options):
         check(weight, gain, shift, *arguments)
         return reference.standardize_op(weight, gain, shift, *arguments)
     try:
-        return Standardize.apply(weight, gain, shift, arguments)
+        return apply(weight, gain, shift, arguments)
     except RuntimeError:
         check(weight, gain, shift, *arguments)  # says what was wrong with them, if anything was
         raise
