@@ -1,9 +1,8 @@
-// Splits the rows of a weight over PyTorch's threads and hands them to the kernels in use.
+// Splits the rows of weights over PyTorch's threads and hands them to the kernels in use.
 //
 // The kernels want dense rows. Rows made of runs (the weight of a transposed convolution) are
 // gathered a few at a time into a buffer that stays in the cache, and the results scattered from
-// one: memory is still read once and written once. How many at a time: their runs lie side by side
-// in memory, and together they should fill a few cache lines.
+// one: memory is still read once and written once.
 #include "parallel.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -61,9 +60,14 @@ void move_rows(int64_t size, const void* memory, char* buffer, const Shape& shap
 // A dense piece of `rows` rows, for buffers.
 void make_dense(Shape& shape, int64_t rows) { shape = {rows, shape.cols, shape.cols}; }
 
+// How many rows to gather: so many that their runs, side by side in memory, fill some cache lines.
+int64_t rows_at_a_time(const Shape& shape, const ElementSizes& sizes) {
+  return std::max<int64_t>(1, kBytesGathered / (shape.run * sizes.weight));
+}
+
 void gathered_forward(ForwardRows kernel, const ElementSizes& sizes, const Forward& args,
-                      int64_t begin, int64_t end, int64_t step) {
-  const int64_t cols = args.shape.cols;
+                      int64_t begin, int64_t end) {
+  const int64_t cols = args.shape.cols, step = rows_at_a_time(args.shape, sizes);
   std::unique_ptr<char[]> weight(new char[step * cols * sizes.weight]);
   std::unique_ptr<char[]> out(new char[step * cols * sizes.out]);
   Forward piece = args;
@@ -83,8 +87,8 @@ void gathered_forward(ForwardRows kernel, const ElementSizes& sizes, const Forwa
 }
 
 void gathered_backward(BackwardRows kernel, const ElementSizes& sizes, const Backward& args,
-                       int64_t begin, int64_t end, int64_t step) {
-  const int64_t cols = args.shape.cols;
+                       int64_t begin, int64_t end) {
+  const int64_t cols = args.shape.cols, step = rows_at_a_time(args.shape, sizes);
   std::unique_ptr<char[]> grad(new char[step * cols * sizes.out]);
   std::unique_ptr<char[]> weight(new char[step * cols * sizes.weight]);
   Backward piece = args;
@@ -106,48 +110,59 @@ void gathered_backward(BackwardRows kernel, const ElementSizes& sizes, const Bac
   }
 }
 
-int64_t rows_of(int64_t bytes, int64_t bytes_per_row) {
-  return std::max<int64_t>(1, bytes / std::max<int64_t>(1, bytes_per_row));
-}
-
-// Calls dense(begin, end) or gathered(begin, end, step) for ranges of rows, on as many threads as
-// the bytes are worth.
-template <class Dense, class Gathered>
-void split_rows(const Shape& shape, const ElementSizes& sizes, int64_t bytes_per_element,
-                Dense dense, Gathered gathered) {
-  const int64_t grain = rows_of(kBytesPerThread, kBytesPerRow + shape.cols * bytes_per_element);
-  const int64_t step = rows_of(kBytesGathered, shape.run * sizes.weight);
-  torch::stable::parallel_for(0, shape.rows, grain, [&](int64_t begin, int64_t end) {
-    if (shape.run == shape.cols) {
-      dense(begin, end);
-    } else {
-      gathered(begin, end, step);
+// Calls run(work, begin, end) for ranges of rows of each weight, on as many threads as the bytes are
+// worth. The weights lie end to end on a line as long as their costs; a thread gets a piece of it,
+// and the rows that start there.
+template <class Args, class Run>
+void split_rows(const Work<Args>* work, int64_t count, int64_t (*bytes_per_element)(Types),
+                Run run) {
+  const auto cost_of_row = [&](const Work<Args>& w) {
+    return kBytesPerRow + w.args->shape.cols * bytes_per_element(w.types);
+  };
+  int64_t length = 0;
+  for (int64_t i = 0; i < count; ++i) length += work[i].args->shape.rows * cost_of_row(work[i]);
+  torch::stable::parallel_for(0, length, kBytesPerThread, [&](int64_t begin, int64_t end) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t rows = work[i].args->shape.rows, cost = cost_of_row(work[i]);
+      const auto first_row_from = [&](int64_t place) {
+        return std::clamp<int64_t>((place - start + cost - 1) / cost, 0, rows);
+      };
+      const int64_t first = first_row_from(begin), last = first_row_from(end);
+      if (first < last) run(work[i], first, last);
+      start += rows * cost;
     }
   });
 }
 
+bool is_dense(const Shape& shape) { return shape.run == shape.cols; }
+
 }  // namespace
 
-void run_forward(Types types, const Forward& args) {
-  const ForwardRows kernel = cpu_kernels().forward[types];
-  const ElementSizes& sizes = kSizes[types];
-  split_rows(
-      args.shape, sizes, sizes.weight + sizes.out,
-      [&](int64_t begin, int64_t end) { kernel(args, begin, end); },
-      [&](int64_t begin, int64_t end, int64_t step) {
-        gathered_forward(kernel, sizes, args, begin, end, step);
-      });
+void run_forward(const Work<Forward>* work, int64_t count) {
+  const CpuKernels& kernels = cpu_kernels();
+  const auto bytes = [](Types types) { return kSizes[types].weight + kSizes[types].out; };
+  split_rows(work, count, bytes, [&](const Work<Forward>& w, int64_t begin, int64_t end) {
+    const ForwardRows kernel = kernels.forward[w.types];
+    if (is_dense(w.args->shape)) {
+      kernel(*w.args, begin, end);
+    } else {
+      gathered_forward(kernel, kSizes[w.types], *w.args, begin, end);
+    }
+  });
 }
 
-void run_backward(Types types, const Backward& args) {
-  const BackwardRows kernel = cpu_kernels().backward[types];
-  const ElementSizes& sizes = kSizes[types];
-  split_rows(
-      args.shape, sizes, 2 * sizes.weight + sizes.out,
-      [&](int64_t begin, int64_t end) { kernel(args, begin, end); },
-      [&](int64_t begin, int64_t end, int64_t step) {
-        gathered_backward(kernel, sizes, args, begin, end, step);
-      });
+void run_backward(const Work<Backward>* work, int64_t count) {
+  const CpuKernels& kernels = cpu_kernels();
+  const auto bytes = [](Types types) { return 2 * kSizes[types].weight + kSizes[types].out; };
+  split_rows(work, count, bytes, [&](const Work<Backward>& w, int64_t begin, int64_t end) {
+    const BackwardRows kernel = kernels.backward[w.types];
+    if (is_dense(w.args->shape)) {
+      kernel(*w.args, begin, end);
+    } else {
+      gathered_backward(kernel, kSizes[w.types], *w.args, begin, end);
+    }
+  });
 }
 
 }  // namespace ws

@@ -1,11 +1,18 @@
-// A weight on the CPU's threads: rows split by bytes, rows that are not dense gathered on the way.
+// Weights on the CPU's threads: one parallel region over all their rows, split by bytes; rows that are
+// not dense are gathered on the way.
 #pragma once
 
 #include "../standardize.h"
 
 namespace ws {
 
-WS_API void run_forward(Types types, const Forward& args);
-WS_API void run_backward(Types types, const Backward& args);
+template <class Args>  // Forward or Backward
+struct Work {
+  Types types;
+  const Args* args;
+};
+
+WS_API void run_forward(const Work<Forward>* work, int64_t count);
+WS_API void run_backward(const Work<Backward>* work, int64_t count);
 
 }  // namespace ws

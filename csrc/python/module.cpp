@@ -182,7 +182,8 @@ void forward(const py::object& weight_object, const py::object& out_object,
                                                    reinterpret_cast<void*>(stream)));
   }
   py::gil_scoped_release release;
-  run_forward(types, args);
+  const Work<Forward> work{types, &args};
+  run_forward(&work, 1);
 }
 
 void backward(const py::object& grad_object, const py::object& weight_object,
@@ -227,7 +228,8 @@ void backward(const py::object& grad_object, const py::object& weight_object,
                                                     reinterpret_cast<void*>(stream)));
   }
   py::gil_scoped_release release;
-  run_backward(types, args);
+  const Work<Backward> work{types, &args};
+  run_backward(&work, 1);
 }
 
 }  // namespace

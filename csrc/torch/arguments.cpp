@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <utility>
 
 #include "../layout.h"
@@ -95,6 +96,15 @@ Tensor new_vector(const Tensor& weight, int64_t rows) {
                             : torch::stable::new_zeros(weight, {rows});
 }
 
+void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths) {
+  for (size_t length : lengths) {
+    STD_TORCH_CHECK(length == weights.size(), "ws: lists must be as long as weights");
+  }
+  for (const Tensor& weight : weights) {
+    STD_TORCH_CHECK(weight.device() == weights[0].device(), "ws: weights must be on one device");
+  }
+}
+
 }  // namespace
 
 ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::optional<Tensor> shift,
@@ -169,6 +179,51 @@ BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> 
   call.args.weight_strides = strides[1];
   call.args.grad_strides = strides[2];
   return call;
+}
+
+std::vector<ForwardCall> prepare_forward_many(const std::vector<Tensor>& weights,
+                                              const std::vector<std::optional<Tensor>>& gains,
+                                              const std::vector<std::optional<Tensor>>& shifts,
+                                              const std::vector<int64_t>& channel_dims,
+                                              const std::vector<double>& formulas,
+                                              std::optional<ScalarType> dtype) {
+  check_lists(weights, {gains.size(), shifts.size(), channel_dims.size(), formulas.size() / 5});
+  std::vector<ForwardCall> calls;
+  calls.reserve(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const double* f = &formulas[5 * i];
+    calls.push_back(prepare_forward(weights[i], gains[i], shifts[i], channel_dims[i], f[0],
+                                    static_cast<int64_t>(f[1]), static_cast<int64_t>(f[2]),
+                                    f[3] != 0, f[4], dtype));
+  }
+  return calls;
+}
+
+std::vector<BackwardCall> prepare_backward_many(const std::vector<Tensor>& grads,
+                                                const std::vector<Tensor>& weights,
+                                                const std::vector<std::optional<Tensor>>& gains,
+                                                const std::vector<int64_t>& channel_dims,
+                                                const std::vector<double>& formulas, bool affine) {
+  check_lists(weights, {grads.size(), gains.size(), channel_dims.size(), formulas.size() / 5});
+  std::vector<BackwardCall> calls;
+  calls.reserve(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const double* f = &formulas[5 * i];
+    calls.push_back(prepare_backward(grads[i], weights[i], gains[i], channel_dims[i], f[0],
+                                     static_cast<int64_t>(f[1]), static_cast<int64_t>(f[2]),
+                                     f[3] != 0, f[4], affine));
+  }
+  return calls;
+}
+
+std::vector<Tensor> gradients_of(const std::vector<BackwardCall>& calls, bool affine) {
+  std::vector<Tensor> gradients;
+  for (const BackwardCall& call : calls) gradients.push_back(call.grad_weight);
+  if (affine) {
+    for (const BackwardCall& call : calls) gradients.push_back(*call.grad_gain);
+    for (const BackwardCall& call : calls) gradients.push_back(*call.grad_shift);
+  }
+  return gradients;
 }
 
 }  // namespace ws

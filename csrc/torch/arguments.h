@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <vector>
 
 #include "../standardize.h"
 
@@ -43,5 +44,22 @@ ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::opti
 BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
                               int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
                               bool center, double scale, bool affine);
+
+// The same for lists of one length, all on one device. formulas: (eps, eps_mode, correction, center,
+// scale) of each weight in a row.
+std::vector<ForwardCall> prepare_forward_many(const std::vector<Tensor>& weights,
+                                              const std::vector<std::optional<Tensor>>& gains,
+                                              const std::vector<std::optional<Tensor>>& shifts,
+                                              const std::vector<int64_t>& channel_dims,
+                                              const std::vector<double>& formulas,
+                                              std::optional<ScalarType> dtype);
+std::vector<BackwardCall> prepare_backward_many(const std::vector<Tensor>& grads,
+                                                const std::vector<Tensor>& weights,
+                                                const std::vector<std::optional<Tensor>>& gains,
+                                                const std::vector<int64_t>& channel_dims,
+                                                const std::vector<double>& formulas, bool affine);
+
+// The gradients of the weights; with `affine`, then those of the gains and those of the shifts.
+std::vector<Tensor> gradients_of(const std::vector<BackwardCall>& calls, bool affine);
 
 }  // namespace ws

@@ -13,6 +13,7 @@ from . import reference
 from ._C import cpu_capability
 from .formulas import Formula, formulas
 from .functional import standardize
+from .many import standardize_many
 from .modules import (
     WSConv1d,
     WSConv2d,
@@ -42,6 +43,7 @@ __all__ = [
     "info",
     "reference",
     "standardize",
+    "standardize_many",
 ]
 
 

@@ -57,7 +57,7 @@ def standardize(
     """
     try:
         resolved = resolve(formula)
-        scalars = resolved.fixed or resolved.arguments(_fan_in(weight, channel_dim))
+        scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
         if torch.compiler.is_compiling():
             eps, eps_mode, correction, center, scale = scalars
@@ -86,11 +86,11 @@ def standardize(
     except (AttributeError, RuntimeError, TypeError, IndexError):
         # The ops refuse bad arguments before any work, tersely and cheaply. This says why.
         check_weight(weight, channel_dim)
-        scalars = resolve(formula).arguments(_fan_in(weight, channel_dim))
+        scalars = resolve(formula).arguments(fan_in_of(weight, channel_dim))
         check(weight, gain, shift, channel_dim, *scalars, dtype)
         raise
 
 
-def _fan_in(weight, channel_dim):
+def fan_in_of(weight, channel_dim):
     """The elements of a channel; 1 for an empty weight, which has no use for it."""
     return weight.numel() // (weight.shape[channel_dim] or 1) or 1

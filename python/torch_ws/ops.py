@@ -21,14 +21,14 @@ from ._check import check
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _direct(op):
+def direct(op):
     """The op without the Python frame that torch.ops puts before every call."""
     return getattr(op.default, "_op", op.default)
 
 
-raw_forward = _direct(torch.ops.ws.forward)
-raw_backward = _direct(torch.ops.ws.backward)
-raw_backward_affine = _direct(torch.ops.ws.backward_affine)
+raw_forward = direct(torch.ops.ws.forward)
+raw_backward = direct(torch.ops.ws.backward)
+raw_backward_affine = direct(torch.ops.ws.backward_affine)
 
 
 def needs_reference() -> bool:
@@ -53,7 +53,8 @@ class Standardize(torch.autograd.Function):
         weight, gain = ctx.saved_tensors
         arguments = ctx.arguments
         if torch.is_grad_enabled() or _functorch_active():
-            return _differentiable_backward(ctx, grad, weight, gain, arguments)
+            needed = ctx.needs_input_grad
+            return *differentiable_backward(needed, grad, weight, gain, arguments), None
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return raw_backward(grad, weight, gain, *arguments[:-1]), None, None, None
         grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
@@ -66,9 +67,8 @@ class Standardize(torch.autograd.Function):
 apply = super(torch.autograd.Function, Standardize).apply
 
 
-def _differentiable_backward(ctx, grad, weight, gain, arguments):
-    """The gradients as differentiable operations, for double backward."""
-    needed = ctx.needs_input_grad
+def differentiable_backward(needed, grad, weight, gain, arguments):
+    """The needed gradients of weight, gain and shift as differentiable operations."""
     inputs = [t for t, need in zip((weight, gain), needed, strict=False) if need]
     grads = []
     if inputs:
@@ -82,7 +82,7 @@ def _differentiable_backward(ctx, grad, weight, gain, arguments):
         channel_dim = arguments[0] % weight.dim()
         dims = [d for d in range(weight.dim()) if d != channel_dim]
         grad_shift = grad.to(weight.dtype).sum(dims)
-    return grad_weight, grad_gain, grad_shift, None
+    return grad_weight, grad_gain, grad_shift
 
 
 # The options of ws::standardize in the order of the raw ops' arguments, with its schema's defaults.
@@ -148,10 +148,10 @@ def _vmap(info, in_dims, weight, gain=None, shift=None, *, channel_dim=0, **opti
     return out.unflatten(0, rows.shape[:2]).movedim(1, channel_dim), 0
 
 
-_library = torch.library.Library("ws", "IMPL")
-_library.impl("standardize", _autograd, "Autograd")
-torch.library.register_fake("ws::standardize", _fake_standardize, lib=_library)
-torch.library.register_fake("ws::forward", _fake_forward, lib=_library)
-torch.library.register_fake("ws::backward", _fake_backward, lib=_library)
-torch.library.register_fake("ws::backward_affine", _fake_backward_affine, lib=_library)
-torch.library.register_vmap("ws::standardize", _vmap, lib=_library)
+library = torch.library.Library("ws", "IMPL")
+library.impl("standardize", _autograd, "Autograd")
+torch.library.register_fake("ws::standardize", _fake_standardize, lib=library)
+torch.library.register_fake("ws::forward", _fake_forward, lib=library)
+torch.library.register_fake("ws::backward", _fake_backward, lib=library)
+torch.library.register_fake("ws::backward_affine", _fake_backward_affine, lib=library)
+torch.library.register_vmap("ws::standardize", _vmap, lib=library)

@@ -1,0 +1,231 @@
+"""Many weights at once: the list forms of the function, of its autograd node and of the op.
+
+On the CPU all rows of all weights share one parallel region, split by bytes. Results are bitwise
+those of :func:`torch_ws.standardize`, weight by weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from . import reference
+from ._check import check, check_weight, resolve
+from .formulas import Formula
+from .functional import fan_in_of
+from .ops import differentiable_backward, direct, library, needs_reference
+
+Tensor = torch.Tensor
+
+raw_forward_many = direct(torch.ops.ws.forward_many)
+raw_backward_many = direct(torch.ops.ws.backward_many)
+
+
+def standardize_many(
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor | None] | None = None,
+    shifts: Sequence[Tensor | None] | None = None,
+    *,
+    formula: str | Formula | Sequence[str | Formula] = "paper",
+    channel_dim: int | Sequence[int] = 0,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Standardizes a list of weights, such as all of a model's, in one call. Differentiable.
+
+    Equivalent to ``[standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for ...]``, to the
+    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU, and
+    one node of the autograd graph. That node runs when the gradients of all results are there;
+    a result that gets none costs nothing.
+
+    Args:
+        weights: tensors as for :func:`standardize`, on one device; shapes and dtypes may differ.
+        gains: for each weight a (C,) tensor or None. None: no gains.
+        shifts: likewise.
+        formula: one for all, or a sequence of one for each weight.
+        channel_dim: one for all, or a sequence of one for each weight.
+        dtype: the results' dtype; by default each weight's own.
+
+    Returns:
+        A list of tensors of the weights' shapes and strides; empty for an empty list.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`standardize`, naming the weight by its
+            index; ValueError for lists of different lengths and for weights on several devices.
+    """
+    weights = _listed("weights", weights)
+    count = len(weights)
+    if count == 0:
+        return []
+    gains = [None] * count if gains is None else _listed("gains", gains, count)
+    shifts = [None] * count if shifts is None else _listed("shifts", shifts, count)
+    formulas = _for_each("formula", formula, (str, Formula), count)
+    channel_dims = _for_each("channel_dim", channel_dim, int, count)
+    try:
+        scalars = _scalars(weights, formulas, channel_dims)
+        arguments = (channel_dims, scalars, dtype)
+        if torch.compiler.is_compiling():
+            return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
+        if needs_reference() or not (weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta):
+            _check_all(weights, gains, shifts, *arguments)
+            return _reference_many(weights, gains, shifts, *arguments)
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (*weights, *gains, *shifts)
+        ):
+            return list(apply_many(arguments, *weights, *gains, *shifts))
+        return raw_forward_many(weights, gains, shifts, *arguments)
+    except (AttributeError, RuntimeError, TypeError, IndexError):
+        for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
+            with _naming(i):
+                check_weight(weight, dim)
+        scalars = _scalars(weights, formulas, channel_dims)
+        _check_all(weights, gains, shifts, channel_dims, scalars, dtype)
+        raise
+
+
+class StandardizeMany(torch.autograd.Function):
+    """One node for all weights, called by :data:`apply_many` with ``(arguments, *tensors)``.
+
+    arguments: the op's ``(channel_dims, formulas, dtype)``; tensors: weights, gains and shifts.
+    """
+
+    @staticmethod
+    def forward(ctx, arguments, *tensors):
+        count = len(tensors) // 3
+        weights, gains, shifts = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        ctx.save_for_backward(*weights, *gains)
+        ctx.arguments = arguments
+        ctx.set_materialize_grads(False)
+        return tuple(raw_forward_many(weights, gains, shifts, *arguments))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        count = len(grads)
+        weights, gains = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        needed = ctx.needs_input_grad[1:]
+        channel_dims, formulas, dtype = ctx.arguments
+        results = [None] * (3 * count)
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if torch.is_grad_enabled() or needs_reference():
+            for i in present:
+                results[i::count] = differentiable_backward(
+                    needed[i::count],
+                    grads[i],
+                    weights[i],
+                    gains[i],
+                    (channel_dims[i], *formulas[5 * i : 5 * i + 5], dtype),
+                )
+        elif present:
+            affine = any(needed[count:])
+            gradients = raw_backward_many(
+                [grads[i] for i in present],
+                [weights[i] for i in present],
+                [gains[i] for i in present],
+                [channel_dims[i] for i in present],
+                [number for i in present for number in formulas[5 * i : 5 * i + 5]],
+                affine,
+            )
+            for kind in range(3 if affine else 1):
+                for k, i in enumerate(present):
+                    if needed[kind * count + i]:
+                        results[kind * count + i] = gradients[kind * len(present) + k]
+        return None, *results
+
+
+apply_many = super(torch.autograd.Function, StandardizeMany).apply
+
+
+def _listed(name, values, count=None):
+    if isinstance(values, torch.Tensor) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(values).__name__}")
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name} must have one entry a weight, {count}; got {len(values)}")
+    return list(values)
+
+
+def _for_each(name, value, single, count):
+    if isinstance(value, single):
+        return [value] * count
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be one value or one for each weight, got {value!r}")
+    if len(value) != count:
+        raise ValueError(f"{name} must have one entry a weight, {count}; got {len(value)}")
+    return list(value)
+
+
+def _scalars(weights, formulas, channel_dims):
+    scalars = []
+    for weight, formula, channel_dim in zip(weights, formulas, channel_dims, strict=True):
+        formula = resolve(formula)
+        scalars += formula.fixed or formula.arguments(fan_in_of(weight, channel_dim))
+    return scalars
+
+
+class _naming:
+    """Puts the index of a weight before the message of an error."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            raise kind(f"weights[{self.index}]: {error}") from error
+
+
+def _each(weights, gains, shifts, channel_dims, formulas, dtype):
+    """The arguments of ws::forward for each weight. eps_mode and correction are whole numbers."""
+    for i, (weight, gain, shift) in enumerate(zip(weights, gains, shifts, strict=True)):
+        eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
+        options = (eps, int(eps_mode), int(correction), bool(center), scale, dtype)
+        yield weight, gain, shift, channel_dims[i], *options
+
+
+def _check_all(weights, gains, shifts, channel_dims, formulas, dtype):
+    each = _each(weights, gains, shifts, channel_dims, formulas, dtype)
+    for i, arguments in enumerate(each):
+        with _naming(i):
+            check(*arguments)
+            if weights[i].device != weights[0].device:
+                raise ValueError(
+                    f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
+                )
+
+
+def _reference_many(*arguments):
+    return [reference.standardize_op(*each) for each in _each(*arguments)]
+
+
+def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    arguments = (channel_dims, formulas, dtype)
+    if needs_reference():
+        _check_all(weights, gains, shifts, *arguments)
+        return _reference_many(weights, gains, shifts, *arguments)
+    try:
+        return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
+    except RuntimeError:
+        _check_all(weights, gains, shifts, *arguments)
+        raise
+
+
+def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    _check_all(weights, gains, shifts, channel_dims, formulas, dtype)
+    return [torch.empty_like(weight, dtype=dtype or weight.dtype) for weight in weights]
+
+
+def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
+    results = [torch.empty_like(weight) for weight in weights]
+    for _ in range(2 if affine else 0):
+        results += [
+            weight.new_empty((weight.shape[dim],))
+            for weight, dim in zip(weights, channel_dims, strict=True)
+        ]
+    return results
+
+
+library.impl("standardize_many", _autograd_many, "Autograd")
+torch.library.register_fake("ws::standardize_many", _fake_forward_many, lib=library)
+torch.library.register_fake("ws::forward_many", _fake_forward_many, lib=library)
+torch.library.register_fake("ws::backward_many", _fake_backward_many, lib=library)
