@@ -70,7 +70,7 @@ def test_info_command_prints_what_info_returns():
     )
     assert not result.stderr
     for key, value in torch_ws.info().items():
-        assert f"{key:16}{value}" in result.stdout
+        assert f"{key:20}{value}" in result.stdout
     assert torch_ws.info()["torch"] == torch.__version__
 
 
@@ -81,6 +81,24 @@ def test_cuda_library_is_loaded_or_the_reason_is_given():
         assert not info["cuda_loaded"]
         expected = "has no CUDA" if info["cuda_build"] else "built without CUDA"
         assert expected in info["cuda_reason"]
+
+
+@pytest.mark.skipif(not torch_ws.info()["cuda_build"], reason="built without CUDA")
+def test_cuda_library_opens_without_cuda():
+    # its symbols resolve with any PyTorch, and its launch table can be read on any machine
+    result = run(
+        "import torch_ws, ctypes, pathlib;"
+        "ctypes.CDLL(pathlib.Path(torch_ws.__file__).parent / 'libws_cuda.so');"
+        "print(torch_ws._C.launch_plan(64, 4608)['max_cols'] >= 4608)"
+    )
+    assert result.stdout.strip() == "True", result.stderr
+    plan = torch_ws._C.launch_plan(7, 64, direction="backward", out="bfloat16")
+    assert plan["team"] * plan["elements"] >= 64
+    assert plan["blocks"][0] * plan["threads"] // plan["team"] >= 7
+    with pytest.raises(ValueError, match="direction must be forward or backward, got up"):
+        torch_ws._C.launch_plan(1, 1, direction="up")
+    with pytest.raises(ValueError, match="weight must be float64, .* got int8"):
+        torch_ws._C.launch_plan(1, 1, weight="int8")
 
 
 def build_ext(tmp_path, **environment):

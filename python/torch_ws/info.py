@@ -4,4 +4,4 @@ from torch_ws import info
 
 if __name__ == "__main__":
     for key, value in info().items():
-        print(f"{key:16}{value}")
+        print(f"{key:20}{value}")
