@@ -110,8 +110,8 @@ py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
   if (direction != "forward" && direction != "backward") {
     throw py::value_error("direction must be forward or backward, got " + direction);
   }
-  const Types types =
-      types_of(element_named("weight", weight), element_named("out", out.empty() ? weight : out));
+  const Element from = element_named("weight", weight);
+  const Types types = types_of(from, out.empty() ? from : element_named("out", out));
   const Shape shape{rows, cols, cols};
   const Strides dense{cols, cols};
   Plan plan;
