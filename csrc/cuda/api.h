@@ -1,7 +1,7 @@
-// The CUDA library's C interface: kernels on raw pointers, for callers without PyTorch's operators.
+// The CUDA library's C interface: the kernels on raw pointers, for callers without PyTorch's ops.
 //
-// Everything runs on the given device and stream and returns at once. Pointers are device memory;
-// shapes and strides are taken as they are, so whoever calls has checked them.
+// Launches return at once. Arguments are taken as they are: pointers to memory of the device, and
+// strides that stay inside it.
 #pragma once
 
 #include "../standardize.h"
@@ -10,13 +10,14 @@
 
 namespace ws {
 
-// How a call runs: the entry of the launch table that its row length chooses, and the grid.
+// How a call runs: the entry of the launch table that its row length and alignment choose, and the
+// grid that its rows need.
 struct Plan {
   const char* name;
   int64_t max_cols;    // the longest row that the entry is for
   int32_t team;        // threads that share a row
   int32_t elements;    // of a row that each of them holds at a time
-  int32_t vector;      // elements that an access moves: 1, or as many as 16 bytes hold
+  int32_t vector;      // elements that an access moves: 1, or what 16 bytes hold
   int32_t threads;     // of a block
   uint32_t blocks[2];  // of the grid, x and y
   const void* kernel;
@@ -26,24 +27,19 @@ struct Plan {
 
 extern "C" {
 
-// Launch; 0, or the code of a CUDA error. Nothing is launched for a weight of no elements.
+// Return 0 or the code of a CUDA error.
 WS_EXPORT int ws_cuda_forward(const ws::Forward* args, ws::Types types, int device, void* stream);
 WS_EXPORT int ws_cuda_backward(const ws::Backward* args, ws::Types types, int device, void* stream);
 WS_EXPORT const char* ws_cuda_error(int code);
 
-// What the launch of these arguments would be.
+// What the launch of these arguments would be; null pointers count as aligned. A launch table is
+// listed by asking for ever longer rows, from one entry's max_cols to the next.
 WS_EXPORT ws::Plan ws_cuda_forward_plan(const ws::Forward* args, ws::Types types);
 WS_EXPORT ws::Plan ws_cuda_backward_plan(const ws::Backward* args, ws::Types types);
 
-// The launch tables' number of entries, and the longest row of each: rows of that many columns, and
-// of one more, are where one kernel takes over from another.
-WS_EXPORT int ws_cuda_tiers();
-WS_EXPORT int64_t ws_cuda_forward_max_cols(ws::Types types, int tier);
-WS_EXPORT int64_t ws_cuda_backward_max_cols(ws::Types types, int tier);
-
-// What the library was built with: the toolkit's version as 1000 * major + 10 * minor, and the
-// architectures' as "750,800,...".
+// What the library was built with: the toolkit, as 1000 * major + 10 * minor, and the
+// architectures, as "750,800,...".
 WS_EXPORT int ws_cuda_toolkit();
 WS_EXPORT const char* ws_cuda_architectures();
 
-}
+}  // extern "C"

@@ -57,7 +57,7 @@ __device__ __forceinline__ void load(const T* from, A* values) {
   const Access* address = reinterpret_cast<const Access*>(from);
   const Access bits = kOnce ? __ldcs(address) : *address;
   T elements[kCount];
-  memcpy(elements, &bits, sizeof(bits));
+  memcpy(static_cast<void*>(elements), &bits, sizeof(bits));
 #pragma unroll
   for (int k = 0; k < kCount; ++k) values[k] = widen(elements[k]);
 }

@@ -1,9 +1,8 @@
-// The launch table: which kernel runs rows of which length, and the plan of one launch.
+// The launch table's form, and the plan of one launch.
 #pragma once
 
-#include <cstdint>
-
 #include "api.h"
+#include "rows.cuh"
 #include "team.cuh"
 
 namespace ws {
@@ -17,33 +16,35 @@ struct Tier {
   void (*kernel)(Args);
 };
 
-// The kernels of one pair of types, shortest rows first; the last of each takes any length.
+// The kernels of one pair of types, by length of row; the last of each list takes any length.
 template <class Args>
 struct Tiers {
   int weight_bytes;  // of an element
   int out_bytes;
-  int vec;                // elements that a vector access moves
-  Tier<Args> vector[9];   // where every tensor allows vector accesses
-  Tier<Args> scalar[6];   // everywhere: an access an element, so more threads with fewer each
+  int vec;               // elements that a vector access moves
+  Tier<Args> vector[9];  // where every tensor allows vector accesses
+  Tier<Args> scalar[6];  // everywhere: an access an element, hence more threads with fewer of them
 };
 
 template <class Args>
-Plan plan_of(const Tiers<Args>& tiers, int64_t rows, int64_t cols, bool vector) {
-  const Tier<Args>* tier = tiers.tier;
-  while (cols > tier->max_cols) ++tier;
+Plan plan_of(const Tiers<Args>& tiers, const Shape& shape, bool vector) {
+  const Tier<Args>* tier = vector ? tiers.vector : tiers.scalar;
+  while (shape.cols > tier->max_cols) ++tier;
   const int threads = block_threads(tier->team);
-  const int64_t blocks = (rows - 1) / (threads / tier->team) + 1;
-  constexpr int64_t kMaxBlocksX = (int64_t{1} << 31) - 1;
-  const int64_t y = (blocks - 1) / kMaxBlocksX + 1;
-  const auto kernel = vector ? tier->vector : tier->scalar;
+  const int rows_of_block = threads / tier->team;
+  constexpr int64_t kMaxX = INT32_MAX;  // CUDA's limit
+  const int64_t blocks = (shape.rows + rows_of_block - 1) / rows_of_block;
+  const int64_t x = blocks < kMaxX ? blocks : kMaxX;
   return {tier->name,
           tier->max_cols,
           tier->team,
           tier->elements,
           vector ? tiers.vec : 1,
           threads,
-          {static_cast<uint32_t>(y > 1 ? kMaxBlocksX : blocks), static_cast<uint32_t>(y)},
-          reinterpret_cast<const void*>(kernel)};
+          {static_cast<uint32_t>(x), static_cast<uint32_t>(blocks / kMaxX + (blocks % kMaxX != 0))},
+          reinterpret_cast<const void*>(tier->kernel)};
 }
+
+inline bool is_empty(const Shape& shape) { return shape.rows == 0 || shape.cols == 0; }
 
 }  // namespace ws

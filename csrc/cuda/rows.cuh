@@ -16,10 +16,10 @@ __host__ __device__ inline bool has_dense_rows(const Shape& shape, const Strides
   return shape.run == shape.cols || strides.run == shape.run;
 }
 
-// Whether every group of `vec` columns starts at a multiple of its size. One tensor of a call that
-// does not allow it makes all its accesses scalar: threads hold the same columns of each.
-inline bool allows_vectors(const void* data, int64_t element_bytes, int64_t vec,
-                           const Shape& shape, const Strides& strides) {
+// Whether every group of `vec` columns starts at a multiple of its size. If one tensor of a call
+// does not allow it, all its accesses are scalar, since threads hold the same columns of each.
+inline bool allows_vectors(const void* data, int64_t element_bytes, int64_t vec, const Shape& shape,
+                           const Strides& strides) {
   const bool dense = has_dense_rows(shape, strides);
   return reinterpret_cast<uintptr_t>(data) % (vec * element_bytes) == 0 &&
          (shape.rows == 1 || strides.row % vec == 0) &&
@@ -31,12 +31,6 @@ template <int kTeam, int kGroup, class Index>
 struct Columns {
   int first;  // column of register 0
   Index cols;
-
-  __device__ Columns(int thread, Index cols) : first(thread * kGroup), cols(cols) {
-    // Hides that first < kTeam * kGroup: the compiler would make first + constant first | constant,
-    // and compute an address for every access instead of one for all.
-    asm("" : "+r"(first));
-  }
 
   // Whether the row reaches to register i, in the tile that starts at column `tile`.
   __device__ __forceinline__ bool has(Index tile, int i) const {
@@ -52,8 +46,10 @@ struct Row {
   int64_t run_stride;
   bool dense;
 
-  __device__ Row(T* tensor, int64_t row, const Shape& shape, const Strides& strides)
-      : data(tensor + row * strides.row),
+  // `tensor` is a T* without its type, const like T.
+  template <class Pointer>
+  __device__ Row(Pointer tensor, int64_t row, const Shape& shape, const Strides& strides)
+      : data(static_cast<T*>(tensor) + row * strides.row),
         run(static_cast<Index>(shape.run)),
         run_stride(strides.run),
         dense(has_dense_rows(shape, strides)) {}

@@ -10,6 +10,9 @@ constexpr int kWarp = 32;
 // Small teams share a block, or the number of blocks that an SM can hold would leave it half empty.
 constexpr int block_threads(int team) { return team < 128 ? 128 : team; }
 
+// Blocks an SM has to hold. Left to itself, the compiler spills registers to fit some number more.
+constexpr int kMinBlocks = 1;
+
 // Adds up the values of every group of kLanes neighbouring lanes. All of a group get bitwise the
 // same sums, because a + b = b + a.
 template <int kLanes, class A, int kCount>
@@ -21,10 +24,15 @@ __device__ __forceinline__ void sum_lanes(A (&values)[kCount], unsigned mask) {
   }
 }
 
+template <class A, int kCount>
+__device__ __forceinline__ void add(A (&sums)[kCount], const A (&values)[kCount]) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) sums[k] += values[k];
+}
+
 template <int kTeam>
 struct Team {
   int thread = threadIdx.x % kTeam;
-  int half = 0;
 
   // The row it works on. More blocks than a grid's x can count go on in its y.
   __device__ static int64_t row() {
@@ -33,26 +41,24 @@ struct Team {
     return block * kRows + threadIdx.x / kTeam;
   }
 
-  // Adds up the values of its threads; all of them get bitwise the same sums.
+  // Adds up the values of its threads; all of them get bitwise the same sums. A kernel calls it once
+  // for each kCount: the memory of another call may still be read by slower threads.
   template <class A, int kCount>
-  __device__ __forceinline__ void sum(A (&values)[kCount]) {
+  __device__ __forceinline__ void sum(A (&values)[kCount]) const {
     constexpr int kLanes = kTeam < kWarp ? kTeam : kWarp;
     const int first_lane = threadIdx.x % kWarp / kLanes * kLanes;
     sum_lanes<kLanes>(values, (~0u >> (kWarp - kLanes)) << first_lane);
     if constexpr (kTeam > kWarp) {
       constexpr int kWarps = kTeam / kWarp;
-      // Two halves, in turn: while a slow thread still reads one, a fast one may already write to
-      // the other, and the barrier there holds it up before it comes round to the first again.
-      __shared__ A partial[2][kCount][kWarps];
+      __shared__ A partial[kCount][kWarps];
       if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) partial[half][k][threadIdx.x / kWarp] = values[k];
+        for (int k = 0; k < kCount; ++k) partial[k][threadIdx.x / kWarp] = values[k];
       }
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) values[k] = partial[half][k][threadIdx.x % kWarps];
+      for (int k = 0; k < kCount; ++k) values[k] = partial[k][threadIdx.x % kWarps];
       sum_lanes<kWarps>(values, ~0u);
-      half ^= 1;
     }
   }
 };
