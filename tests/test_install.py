@@ -97,7 +97,7 @@ def test_cuda_library_opens_without_cuda():
     assert plan["blocks"][0] * plan["threads"] // plan["team"] >= 7
     with pytest.raises(ValueError, match="direction must be forward or backward, got up"):
         torch_ws._C.launch_plan(1, 1, direction="up")
-    with pytest.raises(ValueError, match="weight must be float64, .* got int8"):
+    with pytest.raises(ValueError, match=r"weight must be float64, .* got int8"):
         torch_ws._C.launch_plan(1, 1, weight="int8")
 
 

@@ -1,7 +1,7 @@
 """Many weights at once: the list forms of the function, of its autograd node and of the op.
 
-On the CPU all rows of all weights share one parallel region, split by bytes. Results are bitwise
-those of :func:`torch_ws.standardize`, weight by weight.
+On the CPU all rows of all weights share one parallel region, split by bytes; on CUDA it is a launch
+a weight, from one call. Results are bitwise those of :func:`torch_ws.standardize`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def standardize_many(
     """Standardizes a list of weights, such as all of a model's, in one call. Differentiable.
 
     Equivalent to ``[standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for ...]``, to the
-    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU, and
-    one node of the autograd graph. That node runs when the gradients of all results are there;
-    a result that gets none costs nothing.
+    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU (on
+    CUDA a launch a weight), and one node of the autograd graph. That node runs when the gradients
+    of all results are there; a result that gets none costs nothing.
 
     Args:
         weights: tensors as for :func:`standardize`, on one device; shapes and dtypes may differ.
