@@ -1,0 +1,238 @@
+"""Builds the CUDA kernels for the CPU and launches them, on guarded memory.
+
+Every tensor lies between guard bytes, with more of them in the gaps of its layout. They are all
+ones, which is NaN in every dtype: what reads them is seen in the result, and what overwrites them
+by their change. Results start as NaN too, so that each element has to be written.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+GUARD_BYTES = 256
+NO_LIMIT = 2**63 - 1  # the max_cols of a launch table's last entry
+
+# (weight, out), in the order of ws::Types
+TYPES = [
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.bfloat16),
+]
+
+
+def struct(name, *fields):
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+# csrc/standardize.h, csrc/cuda/api.h, stand_in.h
+Shape = struct("Shape", ("rows", c_int64), ("cols", c_int64), ("run", c_int64))
+Strides = struct("Strides", ("row", c_int64), ("run", c_int64))
+Formula = struct(
+    "Formula",
+    ("eps", c_double),
+    ("scale", c_double),
+    ("correction", c_int64),
+    ("eps_mode", c_int32),
+    ("center", ctypes.c_bool),
+)
+Forward = struct(
+    "Forward",
+    ("shape", Shape),
+    ("formula", Formula),
+    *((name, c_void_p) for name in ("weight", "gain", "shift", "out")),
+    *((name + "_strides", Strides) for name in ("weight", "out")),
+)
+Backward = struct(
+    "Backward",
+    ("shape", Shape),
+    ("formula", Formula),
+    *((name, c_void_p) for name in ("grad", "weight", "gain")),
+    *((name, c_void_p) for name in ("grad_weight", "grad_gain", "grad_shift")),
+    *((name + "_strides", Strides) for name in ("grad", "weight", "grad_weight")),
+)
+Plan = struct(
+    "Plan",
+    ("name", c_char_p),
+    ("max_cols", c_int64),
+    *((name, c_int32) for name in ("team", "elements", "vector", "threads")),
+    ("blocks", ctypes.c_uint32 * 2),
+    ("kernel", c_void_p),
+)
+Loads = struct("Loads", ("count", c_int64), ("bytes", c_int64))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a tensor lie; offsets and gaps in elements."""
+
+    runs: bool = (
+        False  # False: row after row; True: the first run of all rows, then the second, ...
+    )
+    offset: int = 0  # from an address that is a multiple of 16 bytes
+    gap: int = 0  # after each row, or each run
+
+    def strides(self, rows, cols, run):
+        if self.runs:
+            return Strides(run + self.gap, rows * (run + self.gap))
+        return Strides(cols + self.gap, run)
+
+
+DENSE = Layout()
+VECTOR = Layout()  # of one value a row
+PAPER = (1e-5, 1.0, 0, 0, True)  # Formula's fields
+
+
+class Guarded:
+    """A tensor [rows, cols] in that layout, shown as `view` [rows, cols / run, run]."""
+
+    def __init__(self, rows, cols, run, dtype, layout, values=None):
+        self.strides = layout.strides(rows, cols, run)
+        sizes = (rows, cols // run, run)
+        strides = (self.strides.row, self.strides.run, 1)
+        elements = 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+        offset = GUARD_BYTES // dtype.itemsize + layout.offset
+        total = 2 * GUARD_BYTES + (layout.offset + elements) * dtype.itemsize
+        self.bytes = torch.full((total,), 0xFF, dtype=torch.uint8)
+        self.place = (sizes, strides, offset)
+        self.view = self.bytes.view(dtype).as_strided(*self.place)
+        if values is not None:
+            self.view.copy_(values.reshape(sizes))
+        self.before = self.bytes.clone()
+
+    def assert_unchanged(self):
+        assert torch.equal(self.bytes, self.before), "an input was written to"
+
+    def result(self):
+        guards = self.bytes.clone()
+        guards.view(self.view.dtype).as_strided(*self.place).zero_()
+        before = self.before
+        before.view(self.view.dtype).as_strided(*self.place).zero_()
+        assert torch.equal(guards, before), "written outside of a result"
+        return self.view.reshape(self.view.shape[0], -1)
+
+
+def toolkit_includes():
+    """A toolkit's include folders (nvcc's, CUDA_HOME's or that of NVIDIA's wheels), or None."""
+    roots = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
+    if nvcc := shutil.which("nvcc"):  # it may be a script that starts another
+        command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+        output = subprocess.run(command, capture_output=True, text=True).stderr
+        roots += [Path(line.split("=")[1]) for line in output.splitlines() if "TOP=" in line]
+    for folder in sys.path:
+        roots += Path(folder).glob("nvidia/*/")
+    for include in (root / "include" for root in roots):
+        if (include / "cuda_fp16.h").exists():
+            return [include, include / "cccl"]
+    return None
+
+
+def build(folder, includes):
+    """Compiles the kernels into one library."""
+    # -O0: compiling it is most of the tests' time
+    flags = ["-std=c++17", "-O0", "-fPIC", "-fsanitize=alignment", "-Wno-unknown-pragmas"]
+    flags += [f"-I{include}" for include in includes]
+    jobs = []
+    for name in ("forward", "backward", "faults"):
+        command = [os.environ.get("CXX", "g++"), *flags, "-c", str(HERE / f"{name}.cpp")]
+        jobs.append(subprocess.Popen([*command, "-o", str(folder / f"{name}.o")]))
+    assert all(job.wait() == 0 for job in jobs), "the stand-in does not compile"
+    library = folder / "libws_stand_in.so"
+    objects = [str(folder / f"{name}.o") for name in ("forward", "backward", "faults")]
+    subprocess.run([os.environ.get("CXX", "g++"), "-shared", "-o", library, *objects], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@dataclass
+class Result:
+    tensors: dict  # out, or grad_weight, grad_gain and grad_shift as far as asked for
+    plan: Plan
+    loads: Loads
+
+
+class Kernels:
+    def __init__(self, library):
+        self.library = library
+        for direction, args in (("forward", Forward), ("backward", Backward)):
+            plan = getattr(library, f"{direction}_plan")
+            plan.argtypes, plan.restype = (POINTER(args), ctypes.c_int), Plan
+            run = getattr(library, f"run_{direction}")
+            run.argtypes, run.restype = (POINTER(args), POINTER(Plan), POINTER(Loads)), c_char_p
+        library.run_named.argtypes, library.run_named.restype = (c_char_p, c_void_p), c_char_p
+        for args in Forward, Backward:  # the fields above against those in C++
+            size = getattr(library, f"{args.__name__.lower()}_bytes")()
+            assert ctypes.sizeof(args) == size, f"{args.__name__} has changed"
+
+    def plan(self, direction, types, args):
+        return getattr(self.library, f"{direction}_plan")(byref(args), types)
+
+    def tiers(self, direction, types, vector):
+        """The launch table's entries, as the plans of their shortest rows."""
+        args = {"forward": Forward, "backward": Backward}[direction]()
+        args.weight = 0 if vector else 1
+        step = 16 // max(dtype.itemsize for dtype in TYPES[types]) if vector else 1
+        plans = []
+        cols = step
+        while not plans or plans[-1].max_cols != NO_LIMIT:
+            args.shape = Shape(1, cols, cols)
+            plans.append(self.plan(direction, types, args))
+            cols = plans[-1].max_cols + step
+        return plans
+
+    def forward(self, types, weight, gain=None, shift=None, layouts=(DENSE, DENSE), **options):
+        inputs = {"weight": (weight, layouts[0]), "gain": (gain, VECTOR), "shift": (shift, VECTOR)}
+        outputs = {"out": (TYPES[types][1], layouts[1])}
+        return self._launch("forward", Forward(), types, inputs, outputs, **options)
+
+    def backward(
+        self, types, grad, weight, gain=None, affine=True, layouts=(DENSE, DENSE, DENSE), **options
+    ):
+        inputs = {
+            "grad": (grad, layouts[0]),
+            "weight": (weight, layouts[1]),
+            "gain": (gain, VECTOR),
+        }
+        outputs = {"grad_weight": (TYPES[types][0], layouts[2])}
+        if affine:
+            outputs["grad_gain"] = outputs["grad_shift"] = (TYPES[types][0], VECTOR)
+        return self._launch("backward", Backward(), types, inputs, outputs, **options)
+
+    def _launch(
+        self, direction, args, types, inputs, outputs, formula=PAPER, run=None, blocks=None
+    ):
+        rows, cols = inputs["weight"][0].shape
+        args.shape = Shape(rows, cols, run or cols)
+        args.formula = Formula(*formula)
+        guarded = {}
+        for name, (values, layout) in inputs.items():
+            if values is not None:
+                n = values.numel() // rows
+                guarded[name] = Guarded(rows, n, min(n, run or n), values.dtype, layout, values)
+        for name, (dtype, layout) in outputs.items():
+            n = cols if layout is not VECTOR else 1
+            guarded[name] = Guarded(rows, n, min(n, run or n), dtype, layout)
+        for name, tensor in guarded.items():
+            setattr(args, name, tensor.view.data_ptr())
+            if hasattr(args, name + "_strides"):
+                setattr(args, name + "_strides", tensor.strides)
+        plan = self.plan(direction, types, args)
+        if blocks is not None:
+            plan.blocks[:] = blocks
+        loads = Loads()
+        error = getattr(self.library, f"run_{direction}")(byref(args), byref(plan), byref(loads))
+        if error:
+            raise RuntimeError(error.decode())
+        for name in inputs:
+            if name in guarded:
+                guarded[name].assert_unchanged()
+        return Result({name: guarded[name].result() for name in outputs}, plan, loads)

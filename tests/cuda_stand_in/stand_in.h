@@ -1,0 +1,226 @@
+// Runs CUDA kernels on the CPU, for tests: stands in for what the CUDA compiler builds in.
+//
+// Blocks run one after another, a block's threads as fibers that take turns: each runs until it has
+// to wait for others, in a barrier or a shuffle. Once none can run on, whoever waits together goes on
+// together. Where threads wait for one that will never come, the launch ends with a message about
+// it, and so it does on an access that is not aligned.
+//
+// What it does not show: races (a fiber is never interrupted), the memory model, and time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#undef __shared__
+#define __shared__ static  // one block at a time, and every instance of a template has its own
+#undef __grid_constant__
+#define __grid_constant__
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace stand_in {
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kStackBytes = 64 << 10;
+
+enum class State { kRunning, kAtBarrier, kAtShuffle, kLeft };
+
+struct Fiber {
+  ucontext_t context;
+  State state;
+  unsigned mask;   // of a shuffle
+  int distance;    // of a shuffle
+  uint64_t value;  // put into a shuffle, then taken out of it
+};
+
+// Accesses that say that they read memory once, and the bytes that they read.
+struct Loads {
+  int64_t count;
+  int64_t bytes;
+};
+
+class Launch {
+ public:
+  Loads loads{};
+
+  // Runs the kernel; returns what went wrong, or nothing.
+  std::string run(dim3 blocks, unsigned threads, std::function<void()> kernel) {
+    kernel_ = std::move(kernel);
+    fibers_ = std::vector<Fiber>(threads);
+    stacks_.reset(new char[threads * kStackBytes]);
+    gridDim = blocks;
+    blockDim = dim3(threads);
+    current_ = this;
+    for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) {
+        start_block();
+        while (error_.empty() && run_until_all_wait()) release();
+        if (!error_.empty()) return error_;
+      }
+    }
+    return "";
+  }
+
+  static Launch& current() { return *current_; }
+
+  void wait(State state) {
+    Fiber& fiber = fibers_[threadIdx.x];
+    fiber.state = state;
+    swapcontext(&fiber.context, &scheduler_);
+  }
+
+  uint64_t shuffle(unsigned mask, int distance, uint64_t value) {
+    Fiber& fiber = fibers_[threadIdx.x];
+    fiber.mask = mask;
+    fiber.distance = distance;
+    fiber.value = value;
+    const unsigned lane = threadIdx.x % kWarp;
+    if (~mask >> lane & 1 || ~mask >> (lane ^ distance) & 1) {
+      fail(name(threadIdx.x) + " shuffles with a lane that its mask leaves out, or is left out");
+    }
+    wait(State::kAtShuffle);
+    return fiber.value;
+  }
+
+  void fail(const std::string& what) {
+    if (error_.empty()) {
+      error_ =
+          "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + "): " + what;
+    }
+  }
+
+ private:
+  static void enter() {
+    current_->kernel_();
+    current_->wait(State::kLeft);
+  }
+
+  static std::string name(unsigned thread) { return "thread " + std::to_string(thread); }
+
+  void start_block() {
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.state = State::kRunning;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = stacks_.get() + i * kStackBytes;
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      makecontext(&fiber.context, enter, 0);
+    }
+  }
+
+  // False once all threads have left.
+  bool run_until_all_wait() {
+    bool any_left_waiting = false;
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      if (fibers_[i].state == State::kRunning) {
+        threadIdx.x = static_cast<unsigned>(i);
+        swapcontext(&scheduler_, &fibers_[i].context);
+      }
+      any_left_waiting |= fibers_[i].state != State::kLeft;
+    }
+    return any_left_waiting;
+  }
+
+  void release() {
+    bool released = false;
+    for (size_t warp = 0; warp < fibers_.size(); warp += kWarp) {
+      for (unsigned lane = 0; lane < kWarp && warp + lane < fibers_.size(); ++lane) {
+        released |= release_shuffle(warp, lane);
+      }
+    }
+    if (released) return;
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      if (fibers_[i].state == State::kAtShuffle) return fail_shuffle(i);
+    }
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      if (fibers_[i].state == State::kLeft) {
+        return fail(name(i) + " has left the kernel while others wait in __syncthreads");
+      }
+    }
+    for (Fiber& fiber : fibers_) fiber.state = State::kRunning;
+  }
+
+  bool shuffles_with(const Fiber& fiber, size_t other) const {
+    return other < fibers_.size() && fibers_[other].state == State::kAtShuffle &&
+           fibers_[other].mask == fiber.mask && fibers_[other].distance == fiber.distance;
+  }
+
+  // Lets the lanes of a shuffle go on if all of them have come, `lane` being one of them.
+  bool release_shuffle(size_t warp, unsigned lane) {
+    const Fiber fiber = fibers_[warp + lane];
+    if (fiber.state != State::kAtShuffle) return false;
+    uint64_t values[kWarp];
+    for (unsigned other = 0; other < kWarp; ++other) {
+      if (~fiber.mask >> other & 1) continue;
+      if (!shuffles_with(fiber, warp + other)) return false;
+      values[other] = fibers_[warp + other].value;
+    }
+    for (unsigned other = 0; other < kWarp; ++other) {
+      if (~fiber.mask >> other & 1) continue;
+      fibers_[warp + other].value = values[other ^ fiber.distance];
+      fibers_[warp + other].state = State::kRunning;
+    }
+    return true;
+  }
+
+  void fail_shuffle(size_t thread) {
+    const Fiber& fiber = fibers_[thread];
+    for (unsigned other = 0; other < kWarp; ++other) {
+      const size_t missing = thread - thread % kWarp + other;
+      if (~fiber.mask >> other & 1 || shuffles_with(fiber, missing)) continue;
+      const bool left = missing >= fibers_.size() || fibers_[missing].state == State::kLeft;
+      const bool barrier = !left && fibers_[missing].state == State::kAtBarrier;
+      return fail(name(missing) +
+                  (left      ? " has left the kernel"
+                   : barrier ? " waits in __syncthreads"
+                             : " is in another shuffle") +
+                  " while " + name(thread) + " waits for it in a shuffle");
+    }
+  }
+
+  inline static Launch* current_;
+  std::function<void()> kernel_;
+  std::vector<Fiber> fibers_;
+  std::unique_ptr<char[]> stacks_;
+  ucontext_t scheduler_;
+  std::string error_;
+};
+
+}  // namespace stand_in
+
+inline void __syncthreads() { stand_in::Launch::current().wait(stand_in::State::kAtBarrier); }
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  bits = stand_in::Launch::current().shuffle(mask, distance, bits);
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+template <class T>
+T __ldcs(const T* address) {
+  stand_in::Loads& loads = stand_in::Launch::current().loads;
+  ++loads.count;
+  loads.bytes += sizeof(T);
+  return *address;
+}
+
+// Called by what -fsanitize=alignment puts before every access.
+extern "C" __attribute__((used)) inline void __ubsan_handle_type_mismatch_v1(void*, void* address) {
+  stand_in::Launch::current().fail("an access to " +
+                                   std::to_string(reinterpret_cast<uintptr_t>(address)) +
+                                   " is not aligned to its size");
+}
