@@ -11,7 +11,6 @@ import torch
 import torch_ws
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # bench is not installed
 
 pytest.importorskip("rich")
 

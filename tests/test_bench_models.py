@@ -1,11 +1,6 @@
 """The benchmark's model data against the rules of the models' definitions, and published counts."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is not installed
 
 from bench.workloads import MODELS, SHAPES, model_shapes, model_workload, parse_shape
 

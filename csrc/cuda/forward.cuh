@@ -93,8 +93,9 @@ constexpr Tier<Forward> forward_tier(const char* name) {
           forward_kernel<Weight, Out, kTeam, kElements, kVector, kResident>};
 }
 
-// Team, elements a thread: as few threads as hold the row in at most 40 registers each, and where
-// there is a choice a warp, which needs no barrier.
+// Team, elements a thread. A warp needs no barrier, so it goes as far as 32 elements a thread do;
+// shorter rows share one, so that no thread is without columns. Beyond 40 elements a thread, blocks
+// are larger instead, and rows that a block of 512 does not hold are read again.
 template <class Weight, class Out>
 constexpr Tiers<Forward> forward_tiers() {
   constexpr int n = sizeof(Weight) == 8 ? 1 : 2;  // a float64 takes the registers of two others

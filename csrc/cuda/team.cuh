@@ -41,8 +41,8 @@ struct Team {
     return block * kRows + threadIdx.x / kTeam;
   }
 
-  // Adds up the values of its threads; all of them get bitwise the same sums. A kernel calls it once
-  // for each kCount: the memory of another call may still be read by slower threads.
+  // Adds up the values of its threads; all of them get bitwise the same sums. To be called once in
+  // a kernel for each kCount: slower threads may still read the memory of the call before.
   template <class A, int kCount>
   __device__ __forceinline__ void sum(A (&values)[kCount]) const {
     constexpr int kLanes = kTeam < kWarp ? kTeam : kWarp;

@@ -76,9 +76,7 @@ Loads = struct("Loads", ("count", c_int64), ("bytes", c_int64))
 class Layout:
     """Where the rows of a tensor lie; offsets and gaps in elements."""
 
-    runs: bool = (
-        False  # False: row after row; True: the first run of all rows, then the second, ...
-    )
+    runs: bool = False  # row after row; or the first run of every row, then the second, ...
     offset: int = 0  # from an address that is a multiple of 16 bytes
     gap: int = 0  # after each row, or each run
 
@@ -142,14 +140,14 @@ def build(folder, includes):
     # -O0: compiling it is most of the tests' time
     flags = ["-std=c++17", "-O0", "-fPIC", "-fsanitize=alignment", "-Wno-unknown-pragmas"]
     flags += [f"-I{include}" for include in includes]
-    jobs = []
-    for name in ("forward", "backward", "faults"):
-        command = [os.environ.get("CXX", "g++"), *flags, "-c", str(HERE / f"{name}.cpp")]
-        jobs.append(subprocess.Popen([*command, "-o", str(folder / f"{name}.o")]))
-    assert all(job.wait() == 0 for job in jobs), "the stand-in does not compile"
+    compiler = os.environ.get("CXX", "g++")
+    objects, jobs = [], []
+    for source in sorted(HERE.glob("*.cpp")):
+        objects.append(folder / f"{source.stem}.o")
+        jobs.append(subprocess.Popen([compiler, *flags, "-c", source, "-o", objects[-1]]))
+    assert all([job.wait() == 0 for job in jobs]), "the stand-in does not compile"
     library = folder / "libws_stand_in.so"
-    objects = [str(folder / f"{name}.o") for name in ("forward", "backward", "faults")]
-    subprocess.run([os.environ.get("CXX", "g++"), "-shared", "-o", library, *objects], check=True)
+    subprocess.run([compiler, "-shared", "-o", library, *objects], check=True)
     return ctypes.CDLL(str(library))
 
 

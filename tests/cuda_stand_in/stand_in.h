@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, for tests: stands in for what the CUDA compiler builds in.
 //
 // Blocks run one after another, a block's threads as fibers that take turns: each runs until it has
-// to wait for others, in a barrier or a shuffle. Once none can run on, whoever waits together goes on
-// together. Where threads wait for one that will never come, the launch ends with a message about
+// to wait for others, in a barrier or a shuffle. Once none can run on, whoever waits together goes
+// on together. Where threads wait for one that will never come, the launch ends with a message about
 // it, and so it does on an access that is not aligned.
 //
 // What it does not show: races (a fiber is never interrupted), the memory model, and time.
@@ -121,15 +121,15 @@ class Launch {
 
   // False once all threads have left.
   bool run_until_all_wait() {
-    bool any_left_waiting = false;
+    bool any_waits = false;
     for (size_t i = 0; i < fibers_.size(); ++i) {
       if (fibers_[i].state == State::kRunning) {
         threadIdx.x = static_cast<unsigned>(i);
         swapcontext(&scheduler_, &fibers_[i].context);
       }
-      any_left_waiting |= fibers_[i].state != State::kLeft;
+      any_waits |= fibers_[i].state != State::kLeft;
     }
-    return any_left_waiting;
+    return any_waits;
   }
 
   void release() {
@@ -158,17 +158,18 @@ class Launch {
 
   // Lets the lanes of a shuffle go on if all of them have come, `lane` being one of them.
   bool release_shuffle(size_t warp, unsigned lane) {
-    const Fiber fiber = fibers_[warp + lane];
-    if (fiber.state != State::kAtShuffle) return false;
+    if (fibers_[warp + lane].state != State::kAtShuffle) return false;
+    const unsigned mask = fibers_[warp + lane].mask;
+    const int distance = fibers_[warp + lane].distance;
     uint64_t values[kWarp];
     for (unsigned other = 0; other < kWarp; ++other) {
-      if (~fiber.mask >> other & 1) continue;
-      if (!shuffles_with(fiber, warp + other)) return false;
+      if (~mask >> other & 1) continue;
+      if (!shuffles_with(fibers_[warp + lane], warp + other)) return false;
       values[other] = fibers_[warp + other].value;
     }
     for (unsigned other = 0; other < kWarp; ++other) {
-      if (~fiber.mask >> other & 1) continue;
-      fibers_[warp + other].value = values[other ^ fiber.distance];
+      if (~mask >> other & 1) continue;
+      fibers_[warp + other].value = values[other ^ distance];
       fibers_[warp + other].state = State::kRunning;
     }
     return true;
