@@ -45,7 +45,7 @@ check: $(VENV)/lint
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh %.inl,$(NATIVE))
 
 $(VENV)/lint: $(VENV)/installed
-	$(BIN)/pip install -q ruff clang-format
+	$(BIN)/pip install -q "ruff==0.17.*" "clang-format==23.*"
 	touch $@
 
 clean:
