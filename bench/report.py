@@ -24,7 +24,7 @@ TITLES = {
 }
 
 
-def make_console(log_width: int = 120) -> Console:
+def make_console(log_width: int = 132) -> Console:
     """Logs have no width of their own: they get one that holds every table."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=log_width)
