@@ -9,23 +9,22 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-comma := ,
 # Enough for GPUs from 8.0 on, and compiled in a minute or two; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
-EXTRAS := test,bench$(if $(HAVE_NVCC),,$(comma)nvcc)
+NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 
 .PHONY: build test bench format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH) numpy "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=3.0"
+	$(BIN)/pip install -q $(TORCH) numpy "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=3.0" $(NVCC_WHEELS)
 	touch $@
 
 $(VENV)/built: $(VENV)/installed $(NATIVE)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e ".[test,bench]"
 	touch $@
 
 test: build
