@@ -1,6 +1,6 @@
 # make test, make bench: everything from a bare checkout, in a virtual environment of its own.
-# What they need: python3 (3.10 to 3.14) and a C++17 compiler. CUDA is built where nvcc is found; the
-# tests fetch NVIDIA's compiler from its Python wheels where it is not.
+# What they need: python3 (3.10 to 3.14) and a C++17 compiler. Where no nvcc is found, NVIDIA's is taken
+# from its Python wheels (WS_CUDA=off: no CUDA library at all).
 #
 #   make test TORCH=torch==2.10.0        another PyTorch
 #   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
