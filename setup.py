@@ -103,7 +103,8 @@ class BuildWithCMake(build_ext):
                 "WS_CUDA=off" if mode == "off" else "no nvcc on PATH, in CUDA_HOME or in wheels"
             )
             if mode == "on":
-                raise SystemExit(f"WS_CUDA=on, but {reason}; try: pip install -r requirements-nvcc.txt")
+                hint = "pip install -r requirements-nvcc.txt"
+                raise SystemExit(f"WS_CUDA=on, but {reason}; try: {hint}")
             print(f"torch-ws: WS_CUDA={mode}: building without CUDA ({reason})", flush=True)
             return {"cuda": None, "cuda_off": reason}, ["-DWS_CUDA=OFF"], os.environ
         text = subprocess.run(

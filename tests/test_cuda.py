@@ -3,19 +3,11 @@
 import pytest
 import torch
 from accuracy import assert_close, layer_norm_errors
+from test_forward import DTYPES
 from torch_ws import _C, reference, standardize
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-# (weight, out): every pair that has a kernel
-DTYPES = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.float16, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.float16),
-    (torch.float32, torch.bfloat16),
-]
 every_dtype = pytest.mark.parametrize(
     "dtypes", DTYPES, ids=lambda d: f"{d[0]}-{d[1]}".replace("torch.", "")
 )
