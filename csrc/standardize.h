@@ -92,4 +92,11 @@ struct Backward {
   Strides grad_weight_strides;
 };
 
+// One weight of a call that takes many.
+template <class Args>  // Forward or Backward
+struct Work {
+  Types types;
+  const Args* args;
+};
+
 }  // namespace ws

@@ -8,15 +8,17 @@ import torch
 from cuda_stand_in.check import check, run
 from cuda_stand_in.kernels import (
     DENSE,
+    LARGE,
     NO_LIMIT,
+    SMALL,
+    STRUCTS,
     TYPES,
-    Backward,
-    Forward,
     Guarded,
     Kernels,
     Layout,
     Shape,
     Strides,
+    Weight,
     build,
     toolkit_includes,
 )
@@ -26,8 +28,9 @@ F32, BF16 = 1, 3
 every_types = pytest.mark.parametrize("types", range(len(TYPES)), ids=NAMES)
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
-# The launch tables' lengths; test_tables holds them against the tables.
-TIERS = [(True, i) for i in range(9)] + [(False, i) for i in range(6)]
+# How many entries the launch tables have; test_tables holds this against them.
+ACCESSES = {"vector": 9, "flat": 4, "scalar": 5}
+TIERS = [(access, i) for access, count in ACCESSES.items() for i in range(count)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,53 +53,160 @@ def kernels(tmp_path_factory):
 @both
 @every_types
 def test_tables(kernels, direction, types):
-    vector, scalar = (kernels.tiers(direction, types, v) for v in (True, False))
-    assert [(True, i) for i in range(len(vector))] + [
-        (False, i) for i in range(len(scalar))
-    ] == TIERS
-    assert len({plan.kernel for plan in vector + scalar}) == len(TIERS)
-    for table in vector, scalar:
-        for plan in table[:-1]:
-            assert plan.max_cols == plan.team * plan.elements
-            assert plan.threads % plan.team == 0 and plan.team * plan.blocks[0] <= plan.threads
     widest = max(dtype.itemsize for dtype in TYPES[types])
-    assert {plan.vector for plan in vector} == {16 // widest}
-    assert {plan.vector for plan in scalar} == {1}
+    for access, count in ACCESSES.items():
+        table = kernels.tiers(direction, types, access)
+        assert len(table) == count
+        for plan in table:
+            assert plan.vector == (1 if access == "scalar" else 16 // widest)
+            assert plan.threads % plan.team == 0
+            if plan.max_cols == NO_LIMIT:
+                assert plan is table[-1] and access != "flat" and plan.chunks > 1
+                continue
+            assert plan.max_cols == plan.team * plan.elements
+            assert plan.chunks == 1
+            if access != "flat":
+                assert plan.rows == plan.threads // plan.team * plan.team_rows
 
 
-@pytest.mark.parametrize(
-    "vector, tier", TIERS, ids=[f"{'vector' if v else 'scalar'}{i}" for v, i in TIERS]
-)
+@pytest.mark.parametrize("access, tier", TIERS, ids=[f"{access}{i}" for access, i in TIERS])
 @both
 @every_types
-def test_every_kernel(kernels, direction, types, vector, tier):
-    table = kernels.tiers(direction, types, vector)
+def test_every_tier(kernels, direction, types, access, tier):
+    table = kernels.tiers(direction, types, access)
     plan = table[tier]
-    step = plan.vector
-    shortest = table[tier - 1].max_cols + step if tier else step
-    resident = plan.max_cols != NO_LIMIT
+    step = plan.vector if access == "vector" else 1
+    shortest = table[tier - 1].max_cols + step if tier else (16 if access == "vector" else 3)
+    split = plan.max_cols == NO_LIMIT
     # Rows that leave most registers empty, that end in the middle of a team, and that fill all; of
-    # the re-reading kernels, rows of one tile more than another kernel holds and a half.
-    longest = plan.max_cols if resident else shortest + 5 * plan.team * plan.elements // 2
+    # split rows, some that end in the middle of a chunk.
+    longest = plan.max_cols if not split else shortest + 5 * plan.team * plan.elements // 2
     middle = (shortest + longest) // 2 // step * step
-    # One block and a row: threads without a row, and more than one block.
-    rows = plan.threads // plan.team + 1
-    layouts = [DENSE if vector else Layout(offset=1)] * (2 if direction == "forward" else 3)
-    # Rows of one and two elements say nothing: they give 0, or -1 and 1, whatever they hold.
-    for cols in sorted({max(shortest, -(-3 // step) * step), middle, longest}):
+    layout = {"vector": DENSE, "flat": Layout(offset=1), "scalar": Layout(offset=1, gap=1)}[access]
+    layouts = [layout] * (2 if direction == "forward" else 3)
+    # more rows than those for which teams are made larger, where that is an alternative
+    few = access == "vector" and plan.team == 32
+    for cols in sorted({shortest, middle, longest}):
+        # A block and a row: threads without a row, and more than one block.
+        rows = (
+            2
+            if split
+            else 130
+            if few
+            else min(plan.rows, 2048 // cols) + 1
+            if access == "flat"
+            else plan.rows + 1
+        )
         result = run(kernels, direction, types, rows, cols, layouts=layouts)
-        assert result.plan.kernel == plan.kernel
+        assert result.plan.access.decode() == access
+        assert result.plan.name == plan.name and result.plan.max_cols == plan.max_cols
+        assert result.record.launches == (2 if split else 1)
         inputs = [TYPES[types][0]] + [TYPES[types][1]] * (direction == "backward")
-        if resident:  # each input once, in accesses of that width
-            assert result.loads.bytes == rows * cols * sum(t.itemsize for t in inputs)
-            assert result.loads.count == rows * cols // step * len(inputs)
-        else:
-            assert result.loads.count == 0
+        # each input once from memory, for good; those of split rows for the second time then
+        assert result.record.load_bytes == rows * cols * sum(t.itemsize for t in inputs)
+        if access != "flat":  # whose ends are single elements
+            assert result.record.load_count == rows * cols // step * len(inputs)
+
+
+@pytest.mark.parametrize("cols", [9, 25, 27, 49, 147])  # depthwise 3x3, 5x5; 3-D 3x3x3; 7x7; a stem
+@pytest.mark.parametrize("types", [F32, BF16, 5], ids=["f32", "bf16", "f32-bf16"])
+@both
+def test_flat_rows(kernels, direction, types, cols):
+    # inputs and results at every distance from a multiple of 16 bytes, and from each other
+    vec = 16 // max(dtype.itemsize for dtype in TYPES[types])
+    for offsets in [(0, 0, 0), (1, 1, 1), (vec - 1, 1, 0), (0, vec - 1, 2), (2, 0, vec - 1)]:
+        layouts = [Layout(offset=o) for o in offsets][: 2 if direction == "forward" else 3]
+        for rows in (1, 2, 2048 // cols + 1):  # of which one and two may have no aligned access
+            result = run(kernels, direction, types, rows, cols, layouts=layouts)
+            assert result.plan.access == b"flat"
+            # all but the ends of a block's stretch in whole accesses
+            inputs = 1 if direction == "forward" else 2
+            ends = 2 * (vec - 1) * inputs * result.plan.blocks
+            assert result.record.load_count <= rows * cols // vec * inputs + ends
+
+
+@both
+def test_few_rows_take_larger_teams(kernels, direction):
+    plans = [run(kernels, direction, F32, rows, 576).plan for rows in (2, 129)]
+    assert [plan.team for plan in plans] == [128, 32]
+
+
+# Weights that together take every kind of entry, and two kernels of types besides
+MIXED = [(F32, 64, 147), (F32, 32, 64), (F32, 8, 256), (F32, 130, 512), (F32, 3, 1152)]
+MIXED += [(F32, 4, 4608), (F32, 2, 18432), (F32, 1, 70000), (F32, 40, 9), (BF16, 16, 576)]
+MIXED += [(5, 7, 100), (0, 5, 33), (F32, 1, 16)]
+
+
+def make(direction, types, rows, cols):
+    """A weight of a list with its tensors; some with a gain, some without gradients of it."""
+    weight = (torch.randn(rows, cols) * 0.05 + 0.01).to(TYPES[types][0])
+    gain = torch.randn(rows).to(weight.dtype) if cols % 2 else None
+    if direction == "forward":
+        return (types, weight, gain), {}
+    grad = (torch.randn(rows, cols) + 0.5).to(TYPES[types][1])
+    return (types, grad, weight, gain), {"affine": cols % 3 == 0}
+
+
+@pytest.mark.parametrize("parameter_bytes", [SMALL, LARGE])
+@both
+def test_many_weights_in_one_launch(kernels, direction, parameter_bytes):
+    calls = [make(direction, *shape) for shape in MIXED]
+    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+    record = kernels.run(direction, weights, parameter_bytes)
+    # float32 in blocks of 128 and of 512 threads, a split row's two, and one for each other type
+    assert record.launches == 2 + 2 + 3
+    for weight, (args, options) in zip(weights, calls, strict=True):
+        alone = getattr(kernels, direction)(*args, **options).tensors
+        for name, tensor in weight.results().items():
+            assert torch.equal(tensor, alone[name]), (name, args[1].shape)
+
+
+@both
+def test_launches_are_as_few_as_hold_all(kernels, direction):
+    for large, parameter_bytes in ((False, SMALL), (True, LARGE)):
+        capacity = kernels.capacity(direction, large)
+        for count in (capacity, capacity + 1):
+            calls = [make(direction, F32, 2, 16) for _ in range(count)]
+            weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+            record = kernels.run(direction, weights, parameter_bytes)
+            assert record.launches == (1 if count == capacity else 2)
+            for weight, (args, _) in zip(weights, calls, strict=True):
+                alone = (
+                    getattr(kernels, direction)(*args, affine=False)
+                    if direction == "backward"
+                    else kernels.forward(*args)
+                )
+                name = "out" if direction == "forward" else "grad_weight"
+                assert torch.equal(weight.results()[name], alone.tensors[name])
+    # a ResNet-50 has 53; a kernel's parameter of 4 KB is not enough for it, the large one is
+    assert kernels.capacity(direction, large=False) < 53 < kernels.capacity(direction, large=True)
+
+
+@both
+def test_blocks_with_most_work_start_first(kernels, direction):
+    calls = [make(direction, F32, rows, cols) for rows, cols in [(2, 16), (3, 4608), (9, 64)]]
+    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+    record = kernels.run(direction, weights)
+    assert record.launches == 1 and record.entries == 3
+    by_work = [kernels.run(direction, [weights[i]]).tiers[0] for i in (1, 2, 0)]
+    assert record.tiers[:3] == by_work
+
+
+@both
+def test_empty_weights_are_left_out(kernels, direction):
+    args, options = make(direction, F32, 3, 64)
+    weight = getattr(Weight, direction)(*args, **options)
+    empty = getattr(Weight, direction)(*args, **options)
+    for shape in (Shape(0, 64, 64), Shape(3, 0, 0)):
+        empty.args.shape = shape
+        assert kernels.run(direction, [empty]).launches == 0
+        assert kernels.run(direction, [empty, weight, empty]).entries == 1
+    assert kernels.run(direction, []).launches == 0
 
 
 # A kernel of every kind: part of a warp, where teams share one, a block with its barriers, and one
-# that reads the row again. Multiples of 16 bytes in every dtype.
-LENGTHS = [40, 1104, 20800]
+# whose rows are split over blocks. Multiples of 16 bytes in every dtype.
+LENGTHS = [40, 1104, 29600]
 
 
 @pytest.mark.parametrize("eps_mode", [0, 1, 2])
@@ -160,34 +270,37 @@ def test_runs(kernels, direction, run_length, gap, f32, bf16):
 def test_choice_of_access(kernels, direction):
     names = ["weight", "out"] if direction == "forward" else ["weight", "grad", "grad_weight"]
 
-    def vector(types=F32, shape=(4, 576), **fields):
+    def access(types=F32, shape=(4, 576), **fields):
         rows, cols, run = (*shape, shape[1])[:3]
-        args = {"forward": Forward, "backward": Backward}[direction]()
+        args = STRUCTS[direction]()
         args.shape = Shape(rows, cols, run)
         dense = {name + "_strides": Strides(cols, run) for name in names}
         for name, value in (dense | fields).items():
             setattr(args, name, value)
-        return kernels.plan(direction, types, args).vector
+        return kernels.plan(direction, types, args).access.decode()
 
-    assert vector() == 4
-    assert vector(shape=(4, 147)) == 1  # 7x7x3: no row but the first starts aligned
-    assert vector(shape=(1, 147)) == 1  # nor does the last access of a single row fit
+    assert access() == "vector"
+    assert access(shape=(4, 147)) == "flat"  # 7x7x3: no row but the first starts aligned
+    assert access(shape=(1, 147)) == "flat"  # nor does the last access of a single row fit
+    assert access(shape=(4, 12)) == "flat"  # too short for a team
+    assert access(shape=(4, 1155)) == "scalar"  # too long for shared memory
     for name in names:
-        assert vector(**{name: 4}) == 1
-        assert vector(**{name: 16}) == 4
-        assert vector(**{name + "_strides": Strides(577, 576)}) == 1
-        assert vector(**{name + "_strides": Strides(580, 576)}) == 4
+        assert access(**{name: 4}) == "flat"
+        assert access(**{name: 16}) == "vector"
+        assert access(**{name + "_strides": Strides(577, 576)}) == "scalar"
+        assert access(**{name + "_strides": Strides(580, 576)}) == "vector"
         # the stride between the rows of a single row does not matter
-        assert vector(shape=(1, 576), **{name + "_strides": Strides(577, 576)}) == 4
+        assert access(shape=(1, 576), **{name + "_strides": Strides(577, 576)}) == "vector"
     # runs of 16, whose stride is or is not a multiple of 4
     for name in names:
-        assert vector(shape=(4, 576, 16), **{name + "_strides": Strides(16, 68)}) == 4
-        assert vector(shape=(4, 576, 16), **{name + "_strides": Strides(16, 66)}) == 1
-    # 16 bytes of a row of 4 float16 are two rows
-    assert [vector(types=types, shape=(4, 4)) for types in range(6)] == [2, 4, 1, 1, 4, 4]
+        assert access(shape=(4, 576, 16), **{name + "_strides": Strides(16, 68)}) == "vector"
+        assert access(shape=(4, 576, 16), **{name + "_strides": Strides(16, 66)}) == "scalar"
+    # 16 bytes of a row of 20 float16 are two rows
+    accesses = [access(types=types, shape=(4, 20)) for types in range(6)]
+    assert [a == "vector" for a in accesses] == [True, True, False, False, True, True]
     # where one type is wider, the narrower one's accesses are as much smaller
     narrow = "out" if direction == "forward" else "grad"
-    assert [vector(types=5, **{narrow: address}) for address in (4, 8)] == [1, 4]
+    assert [access(types=5, **{narrow: at}) for at in (4, 8)] == ["flat", "vector"]
 
 
 @both
@@ -264,15 +377,18 @@ def test_repeats_are_bitwise_equal(kernels, direction):
 
 
 @both
-def test_grid_of_two_dimensions(kernels, direction):
-    # 11 rows of 4 warps a block need 3 blocks; 2 x 2 are given
-    result = run(kernels, direction, F32, 11, 256, blocks=(2, 2))
-    assert result.plan.team == 32 and result.plan.threads == 128
-    # and the grid of more blocks than x can count: no row is left out, few blocks are too many
-    args = {"forward": Forward, "backward": Backward}[direction]()
-    args.shape = Shape(16 * 2**31, 8, 8)
-    blocks = kernels.plan(direction, F32, args).blocks
-    assert (blocks[0], blocks[1]) == (2**31 - 1, 2)
+def test_plan_of_very_large_weights(kernels, direction):
+    # what memory would not hold, so that no product of sizes overflows before it has to
+    args = STRUCTS[direction]()
+    args.shape = Shape(2**33, 64, 64)
+    assert (
+        kernels.plan(direction, F32, args).blocks
+        == 2**33 // kernels.plan(direction, F32, args).rows
+    )
+    for cols in (2**24, 2**33):
+        args.shape = Shape(1, cols, cols)
+        plan = kernels.plan(direction, F32, args)
+        assert plan.chunks == plan.blocks <= 1024
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_cuda_library_opens_without_cuda():
     assert result.stdout.strip() == "True", result.stderr
     plan = torch_ws._C.launch_plan(7, 64, direction="backward", out="bfloat16")
     assert plan["team"] * plan["elements"] >= 64
-    assert plan["blocks"][0] * plan["threads"] // plan["team"] >= 7
+    assert plan["blocks"] * plan["rows"] >= 7
     with pytest.raises(ValueError, match="direction must be forward or backward, got up"):
         torch_ws._C.launch_plan(1, 1, direction="up")
     with pytest.raises(ValueError, match=r"weight must be float64, .* got int8"):

@@ -6,12 +6,6 @@
 
 namespace ws {
 
-template <class Args>  // Forward or Backward
-struct Work {
-  Types types;
-  const Args* args;
-};
-
 WS_API void run_forward(const Work<Forward>* work, int64_t count);
 WS_API void run_backward(const Work<Backward>* work, int64_t count);
 

@@ -1,173 +1,221 @@
-// The backward kernels and their launch table. The mathematics: csrc/standardize.h.
+// The backward kernels. The mathematics: csrc/standardize.h, and moments.cuh for the sums.
 //
-// One team of threads a row (team.cuh), its w and g = grad in registers where they fit:
-//
-//   1  m = pivot + sum(w - pivot) / cols          mg = sum(g) / cols
-//   2  r = sum(w - m) / cols                      rg = sum(g - mg) / cols
-//      var from sum((w - m)^2) and r              dot = sum((w - m)(g - mg)) - cols r rg
-//   3  grad_weight; r and rg enter it as one offset
-//
-// Otherwise as in forward.cuh. With center = false, m, mg, r and rg are 0, and pass 1 only serves
-// grad_shift = sum(g).
+// As in forward.cuh, with two inputs: w, and g = grad.
 #pragma once
 
-#include "../channel.h"
+#include "batch.h"
 #include "launch.h"
-#include "rows.cuh"
-#include "team.cuh"
+#include "moments.cuh"
+#include "stretch.cuh"
+#include "tiers.h"
 
 namespace ws {
 
-template <class Weight, class Out, int kTeam, int kElements, bool kVector, bool kResident>
-__global__ void __launch_bounds__(block_threads(kTeam), kMinBlocks)
-    backward_kernel(const __grid_constant__ Backward args) {
-  using A = Accumulator<Weight>;
-  using Index = std::conditional_t<kResident, int32_t, int64_t>;
-  constexpr int kGroup = kVector ? kVec<Weight, Out> : 1;
-  constexpr Index kTile = kTeam * kElements;
+template <class Weight, class Out>
+using BackwardTiers = Tiers<Weight, Out, sizeof(Weight) == 8 ? 18 : 36, 2>;
 
-  const Team<kTeam> team;
-  const int64_t row = team.row();
-  if (row >= args.shape.rows) return;
-  const Row<const Weight, Index> weight(args.weight, row, args.shape, args.weight_strides);
-  const Row<const Out, Index> grad(args.grad, row, args.shape, args.grad_strides);
-  const Row<Weight, Index> grad_weight(args.grad_weight, row, args.shape, args.grad_weight_strides);
-  const auto cols = static_cast<Index>(args.shape.cols);
-  const Columns<kTeam, kGroup, Index> columns{team.thread * kGroup, cols};
-  const Index end = kResident ? 1 : cols;  // a resident row is one tile
-  const bool center = args.formula.center;
+// grad_weight = (g - mg) * factor_g + ((w - m) * factor_w + offset): r and rg enter it as one offset.
+template <class A>
+struct Slopes {
+  A m, mg, factor_w, factor_g, offset;
+};
 
-  A w[kElements], g[kElements];
-  if constexpr (kResident) {
-    read<true>(weight, columns, Index(0), w);
-    read<true>(grad, columns, Index(0), g);
-  }
-
-  A m = 0, mg = 0, sum_g = 0;
-  if (center || args.grad_shift) {
-    const A pivot = widen(weight.data[0]);
-    A total[2] = {0, 0};
-    for (Index tile = 0; tile < end; tile += kTile) {
-      if constexpr (!kResident) {
-        read<false>(weight, columns, tile, w);
-        read<false>(grad, columns, tile, g);
-      }
-      A part[2] = {0, 0};
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        if (columns.has(tile, i)) {
-          part[0] += w[i] - pivot;
-          part[1] += g[i];
-        }
-      }
-      add(total, part);
-    }
-    team.sum(total);
-    sum_g = total[1];
-    if (center) {
-      m = pivot + total[0] / cols;
-      mg = sum_g / cols;
-    }
-  }
-
-  A totals[4] = {0, 0, 0, 0};
-  for (Index tile = 0; tile < end; tile += kTile) {
-    if constexpr (!kResident) {
-      read<false>(weight, columns, tile, w);
-      read<false>(grad, columns, tile, g);
-    }
-    A part[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      if (columns.has(tile, i)) {
-        const A dw = w[i] - m, dg = g[i] - mg;
-        part[0] += dw;
-        part[1] += dw * dw;
-        part[2] += dg;
-        part[3] += dg * dw;
-      }
-    }
-    add(totals, part);
-  }
-  team.sum(totals);
-  const A r = center ? totals[0] / cols : A(0);
-  const A rg = center ? totals[2] / cols : A(0);
-  const A var = variance_of(totals[1], r, args.shape.cols, args.formula);
-  const A dot = totals[3] - cols * r * rg;
+// `writes`: whether this thread is to write the gradients of gain and shift.
+template <class Weight, class A>
+__device__ __forceinline__ Slopes<A> slopes_of(const Moments<A>& x, const Backward& args,
+                                               int64_t row, bool writes) {
+  const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
   const Channel<A> channel = channel_of(var, args.formula);
   const A gain = args.gain ? widen(static_cast<const Weight*>(args.gain)[row]) : A(1);
   const A factor_g = channel.s * gain;
-  const A factor_w = slope_of(channel, dot, args.shape.cols, args.formula) * gain;
-  const A offset = -(rg * factor_g + r * factor_w);
-  if (team.thread == 0) {
-    const A grad_gain = channel.s * dot;
+  const A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
+  if (writes) {
+    const A grad_gain = channel.s * x.dot;
     if (args.grad_gain) store<1>(static_cast<Weight*>(args.grad_gain) + row, &grad_gain);
-    if (args.grad_shift) store<1>(static_cast<Weight*>(args.grad_shift) + row, &sum_g);
+    if (args.grad_shift) store<1>(static_cast<Weight*>(args.grad_shift) + row, &x.sum_g);
   }
+  return {x.m, x.mg, factor_w, factor_g, -(x.rg * factor_g + x.r * factor_w)};
+}
 
-  for (Index tile = 0; tile < end; tile += kTile) {
-    if constexpr (!kResident) {
-      read<false>(weight, columns, tile, w);
-      read<false>(grad, columns, tile, g);
-    }
+template <class A, int kElements>
+__device__ __forceinline__ void apply(const Slopes<A>& by, A (&w)[kElements],
+                                      const A (&g)[kElements]) {
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      w[i] = (g[i] - mg) * factor_g + ((w[i] - m) * factor_w + offset);
-    }
-    write(grad_weight, columns, tile, w);
+  for (int i = 0; i < kElements; ++i) {
+    w[i] = (g[i] - by.mg) * by.factor_g + ((w[i] - by.m) * by.factor_w + by.offset);
   }
 }
 
-template <class Weight, class Out, int kTeam, int kElements, bool kVector, bool kResident = true>
-constexpr Tier<Backward> backward_tier(const char* name) {
-  return {name, kResident ? kTeam * kElements : INT64_MAX, kTeam, kElements,
-          backward_kernel<Weight, Out, kTeam, kElements, kVector, kResident>};
+// A team's rows, from `row` on, as far as there are: weight(k) and grad(k) to to(k) for k < count.
+template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kOnce,
+          class WeightRow, class GradRow, class To>
+__device__ __forceinline__ void backward_rows(const Backward& args, Team<kTeam>& team, int64_t row,
+                                              int64_t count, WeightRow weight, GradRow grad,
+                                              To to) {
+  using A = Accumulator<Weight>;
+  const auto cols = static_cast<int32_t>(args.shape.cols);
+  Columns<kTeam, kGroup, int32_t> columns[kRows];
+  A w[kRows][kElements], g[kRows][kElements], pivot[kRows];
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    columns[k] = {team.thread * kGroup, k < count ? cols : 0};
+    read<kOnce>(weight(k), columns[k], 0, w[k]);
+    read<kOnce>(grad(k), columns[k], 0, g[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(weight(k).data[0]) : A(0);
+  Moments<A> x[kRows];
+  find_moments<true>(team, w, g, columns, 0, pivot, static_cast<A>(cols), args.formula.center,
+                     args.grad_shift != nullptr, x);
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    if (k >= count) break;
+    apply(slopes_of<Weight>(x[k], args, row + k, team.thread == 0), w[k], g[k]);
+    write(to(k), columns[k], 0, w[k]);
+  }
 }
 
-// As in forward.cuh, but the longest resident row is shorter: w and g take twice the registers, of
-// which a thread of a block of 512 has 128.
+// Block number `block` of an entry.
+template <class Weight, class Out, int kTier>
+__device__ __forceinline__ void backward_block(const Entry<Backward>& entry, uint32_t block) {
+  using A = Accumulator<Weight>;
+  constexpr Tier tier = BackwardTiers<Weight, Out>::list[kTier];
+  constexpr int kGroup = tier.access == Access::kVector ? kVec<Weight, Out> : 1;
+  const Backward& args = entry.args;
+  Team<tier.team> team;
+  const int64_t first = static_cast<int64_t>(block) * entry.rows;
+  if constexpr (tier.access == Access::kFlat) {
+    constexpr int kVectors = kVec<Weight, Out>;
+    const int64_t left = args.shape.rows - first;
+    const int rows = static_cast<int>(left < entry.rows ? left : entry.rows);
+    const int cols = static_cast<int>(args.shape.cols);
+    const Stretch<const Weight, A, kVectors> weight(
+        static_cast<const Weight*>(args.weight) + first * cols, rows * cols);
+    const Stretch<const Out, A, kVectors> grad(static_cast<const Out*>(args.grad) + first * cols,
+                                               rows * cols);
+    A* const tile = shared_tile<A, kTile<A> + kVectors, 0>();
+    A* const tile_g = shared_tile<A, kTile<A> + kVectors, 1>();
+    weight.template load_to<kTile<A>>(tile);
+    grad.template load_to<kTile<A>>(tile_g);
+    __syncthreads();
+    for (int i = team.index; i < rows; i += tier.threads() / tier.team) {
+      const auto at = [&](int) { return Row<A, int32_t>(tile + weight.phase + i * cols); };
+      const auto at_g = [&](int) { return Row<A, int32_t>(tile_g + grad.phase + i * cols); };
+      backward_rows<Weight, tier.team, tier.elements, tier.rows, kGroup, false>(
+          args, team, first + i, 1, at, at_g, at);
+    }
+    __syncthreads();
+    const Stretch<Weight, A, kVectors> grad_weight(
+        static_cast<Weight*>(args.grad_weight) + first * cols, rows * cols);
+    grad_weight.template store_from<kTile<A>>(tile + weight.phase,
+                                              weight.phase == grad_weight.phase);
+  } else {
+    const int64_t row = first + team.index * tier.rows;
+    if (row >= args.shape.rows) return;
+    backward_rows<Weight, tier.team, tier.elements, tier.rows, kGroup, true>(
+        args, team, row, args.shape.rows - row,
+        [&](int k) {
+          return Row<const Weight, int32_t>(args.weight, row + k, args.shape, args.weight_strides);
+        },
+        [&](int k) {
+          return Row<const Out, int32_t>(args.grad, row + k, args.shape, args.grad_strides);
+        },
+        [&](int k) {
+          return Row<Weight, int32_t>(args.grad_weight, row + k, args.shape,
+                                      args.grad_weight_strides);
+        });
+  }
+}
+
+// Blocks of 128 that an SM has to hold: one fewer for want of a few registers would cost a quarter of
+// the bytes in flight. Larger blocks have as many registers as a thread can have.
+template <class Weight, class Out, int kThreads, class Batch>
+__global__ void __launch_bounds__(kThreads, kThreads == 128 ? 4 : 1)
+    backward_kernel(const __grid_constant__ Batch batch) {
+  const int i = batch.entry_of(blockIdx.x);
+  const uint32_t block = blockIdx.x - batch.first_block[i];
+  with_tier<BackwardTiers<Weight, Out>, kThreads>(batch.entries[i].tier, [&](auto tier) {
+    backward_block<Weight, Out, tier()>(batch.entries[i], block);
+  });
+}
+
+// Split rows: the moments of every chunk of a row, then the row's from those, and the results.
+template <class Weight, class Out, int kTier, bool kApply>
+__global__ void __launch_bounds__(512, 1)
+    backward_split_kernel(const __grid_constant__ Split<Backward> split) {
+  using A = Accumulator<Weight>;
+  constexpr Tier tier = BackwardTiers<Weight, Out>::list[kTier];
+  constexpr int kGroup = tier.access == Access::kVector ? kVec<Weight, Out> : 1;
+  constexpr int64_t kStep = tier.team * tier.elements;
+  const Backward& args = split.args;
+  Team<tier.team> team;
+  const int64_t row = split.row(), begin = split.begin(), end = split.end();
+  const Row<const Weight, int64_t> weight(args.weight, row, args.shape, args.weight_strides);
+  const Row<const Out, int64_t> grad(args.grad, row, args.shape, args.grad_strides);
+  const Columns<tier.team, kGroup, int64_t> columns[1] = {{team.thread * kGroup, end}};
+  auto* const moments = static_cast<Moments<A>*>(split.moments);
+  A w[1][tier.elements], g[1][tier.elements];
+  if constexpr (kApply) {
+    const Moments<A> x =
+        combine(team, moments + row * split.chunks, split.chunks, static_cast<A>(args.shape.cols),
+                [&](int chunk) { return split.cols_of(chunk); });
+    const Slopes<A> by = slopes_of<Weight>(x, args, row, begin == 0 && team.thread == 0);
+    const Row<Weight, int64_t> grad_weight(args.grad_weight, row, args.shape,
+                                           args.grad_weight_strides);
+    for (int64_t tile = begin; tile < end; tile += kStep) {
+      read<true>(weight, columns[0], tile, w[0]);
+      read<true>(grad, columns[0], tile, g[0]);
+      apply(by, w[0], g[0]);
+      write(grad_weight, columns[0], tile, w[0]);
+    }
+  } else {
+    const A pivot[1] = {widen(weight.data[0])};
+    Moments<A> x;
+    for (int64_t tile = begin; tile < end; tile += kStep) {
+      read<false>(weight, columns[0], tile, w[0]);
+      read<false>(grad, columns[0], tile, g[0]);
+      const A n = static_cast<A>(end - tile < kStep ? end - tile : kStep);
+      Moments<A> part[1];
+      find_moments<true>(team, w, g, columns, tile, pivot, n, args.formula.center,
+                         args.grad_shift != nullptr, part);
+      if (tile == begin) {
+        x = part[0];
+      } else {
+        merge(x, static_cast<A>(tile - begin), part[0], n);
+      }
+    }
+    if (team.thread == 0) moments[blockIdx.x] = x;
+  }
+}
+
 template <class Weight, class Out>
-constexpr Tiers<Backward> backward_tiers() {
-  constexpr int n = sizeof(Weight) == 8 ? 1 : 2;  // a float64 takes the registers of two others
+constexpr Kernels<Backward> backward_kernels() {
+  using Table = BackwardTiers<Weight, Out>;
+  constexpr int kSplit = split_tier<Table>(Access::kVector);
+  constexpr int kScalarSplit = split_tier<Table>(Access::kScalar);
   return {sizeof(Weight),
           sizeof(Out),
-          kVec<Weight, Out>,
-          {
-              backward_tier<Weight, Out, 8, 4 * n, true>("sub-warp"),
-              backward_tier<Weight, Out, 32, 4 * n, true>("warp"),
-              backward_tier<Weight, Out, 32, 8 * n, true>("warp"),
-              backward_tier<Weight, Out, 32, 16 * n, true>("warp"),
-              backward_tier<Weight, Out, 128, 12 * n, true>("block of 128"),
-              backward_tier<Weight, Out, 128, 20 * n, true>("block of 128"),
-              backward_tier<Weight, Out, 512, 12 * n, true>("block of 512"),
-              backward_tier<Weight, Out, 512, 16 * n, true>("block of 512"),
-              backward_tier<Weight, Out, 512, 8 * n, true, false>("re-reading block"),
-          },
-          {
-              backward_tier<Weight, Out, 8, 4 * n, false>("sub-warp"),
-              backward_tier<Weight, Out, 32, 4 * n, false>("warp"),
-              backward_tier<Weight, Out, 32, 8 * n, false>("warp"),
-              backward_tier<Weight, Out, 128, 8 * n, false>("block of 128"),
-              backward_tier<Weight, Out, 512, 8 * n, false>("block of 512"),
-              backward_tier<Weight, Out, 512, 4 * n, false, false>("re-reading block"),
-          }};
+          Table::kGroup,
+          Table::list,
+          tier_of<Table>,
+          sizeof(Moments<Accumulator<Weight>>),
+          backward_kernel<Weight, Out, 128, Batch<Backward, kSmallBytes>>,
+          backward_kernel<Weight, Out, 128, Batch<Backward, kLargeBytes>>,
+          backward_kernel<Weight, Out, 512, Batch<Backward, kSmallBytes>>,
+          {backward_split_kernel<Weight, Out, kSplit, false>,
+           backward_split_kernel<Weight, Out, kScalarSplit, false>},
+          {backward_split_kernel<Weight, Out, kSplit, true>,
+           backward_split_kernel<Weight, Out, kScalarSplit, true>}};
 }
 
-constexpr Tiers<Backward> kBackwardTiers[kTypesCount] = {
-    backward_tiers<double, double>(), backward_tiers<float, float>(),
-    backward_tiers<__half, __half>(), backward_tiers<__nv_bfloat16, __nv_bfloat16>(),
-    backward_tiers<float, __half>(),  backward_tiers<float, __nv_bfloat16>(),
+constexpr Kernels<Backward> kBackwardKernels[kTypesCount] = {
+    backward_kernels<double, double>(), backward_kernels<float, float>(),
+    backward_kernels<__half, __half>(), backward_kernels<__nv_bfloat16, __nv_bfloat16>(),
+    backward_kernels<float, __half>(),  backward_kernels<float, __nv_bfloat16>(),
 };
 
-inline Plan backward_plan(const Backward& args, Types types) {
-  const Tiers<Backward>& tiers = kBackwardTiers[types];
-  const auto vectors = [&](const void* data, int bytes, const Strides& strides) {
-    return allows_vectors(data, bytes, tiers.vec, args.shape, strides);
-  };
-  return plan_of(tiers, args.shape,
-                 vectors(args.grad, tiers.out_bytes, args.grad_strides) &&
-                     vectors(args.weight, tiers.weight_bytes, args.weight_strides) &&
-                     vectors(args.grad_weight, tiers.weight_bytes, args.grad_weight_strides));
+inline const Kernels<Backward>& kernels_of(const Backward&, Types types) {
+  return kBackwardKernels[types];
 }
 
 }  // namespace ws

@@ -1,142 +1,191 @@
-// The forward kernels and their launch table. The mathematics: csrc/standardize.h.
+// The forward kernels. The mathematics: csrc/standardize.h, and moments.cuh for the sums.
 //
-// One team of threads a row (team.cuh). A row that fits the team's registers is read from memory
-// once and written once; a longer one is read again, from the caches if it can be, in each pass:
-//
-//   1  m = pivot + sum(w - pivot) / cols
-//   2  r = sum(w - m) / cols            so that m + r is the mean: kept as two numbers, whose sum
-//      var from sum((w - m)^2) and r    would lose the digits of a small r
-//   3  out; r and shift enter it as one offset
-//
-// The pivot is the row's first element. It makes the mean of a constant row exactly its value, so
-// that w - m, r and var are 0. With center = false, m and r are 0 and there is no pass 1.
+// A row that fits its team's registers is read from memory once and written once; one that is split
+// over blocks is read again, from the cache if it can be.
 #pragma once
 
-#include "../channel.h"
+#include "batch.h"
 #include "launch.h"
-#include "rows.cuh"
-#include "team.cuh"
+#include "moments.cuh"
+#include "stretch.cuh"
+#include "tiers.h"
 
 namespace ws {
 
-template <class Weight, class Out, int kTeam, int kElements, bool kVector, bool kResident>
-__global__ void __launch_bounds__(block_threads(kTeam), kMinBlocks)
-    forward_kernel(const __grid_constant__ Forward args) {
-  using A = Accumulator<Weight>;
-  using Index = std::conditional_t<kResident, int32_t, int64_t>;
-  constexpr int kGroup = kVector ? kVec<Weight, Out> : 1;
-  constexpr Index kTile = kTeam * kElements;
-
-  const Team<kTeam> team;
-  const int64_t row = team.row();
-  if (row >= args.shape.rows) return;
-  const Row<const Weight, Index> weight(args.weight, row, args.shape, args.weight_strides);
-  const Row<Out, Index> out(args.out, row, args.shape, args.out_strides);
-  const auto cols = static_cast<Index>(args.shape.cols);
-  const Columns<kTeam, kGroup, Index> columns{team.thread * kGroup, cols};
-  const Index end = kResident ? 1 : cols;  // a resident row is one tile
-  const bool center = args.formula.center;
-
-  A w[kElements];
-  if constexpr (kResident) read<true>(weight, columns, Index(0), w);
-
-  A m = 0;
-  if (center) {
-    const A pivot = widen(weight.data[0]);
-    A total[1] = {0};
-    for (Index tile = 0; tile < end; tile += kTile) {
-      if constexpr (!kResident) read<false>(weight, columns, tile, w);
-      A part[1] = {0};
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        if (columns.has(tile, i)) part[0] += w[i] - pivot;
-      }
-      add(total, part);
-    }
-    team.sum(total);
-    m = pivot + total[0] / cols;
-  }
-
-  A totals[2] = {0, 0};
-  for (Index tile = 0; tile < end; tile += kTile) {
-    if constexpr (!kResident) read<false>(weight, columns, tile, w);
-    A part[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      if (columns.has(tile, i)) {
-        const A dw = w[i] - m;
-        part[0] += dw;
-        part[1] += dw * dw;
-      }
-    }
-    add(totals, part);
-  }
-  team.sum(totals);
-  const A r = center ? totals[0] / cols : A(0);
-  const A var = variance_of(totals[1], r, args.shape.cols, args.formula);
-  A factor = channel_of(var, args.formula).s;
-  if (args.gain) factor *= widen(static_cast<const Weight*>(args.gain)[row]);
-  A offset = -r * factor;
-  if (args.shift) offset += widen(static_cast<const Weight*>(args.shift)[row]);
-
-  for (Index tile = 0; tile < end; tile += kTile) {
-    if constexpr (!kResident) read<false>(weight, columns, tile, w);
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) w[i] = (w[i] - m) * factor + offset;
-    write(out, columns, tile, w);
-  }
-}
-
-template <class Weight, class Out, int kTeam, int kElements, bool kVector, bool kResident = true>
-constexpr Tier<Forward> forward_tier(const char* name) {
-  return {name, kResident ? kTeam * kElements : INT64_MAX, kTeam, kElements,
-          forward_kernel<Weight, Out, kTeam, kElements, kVector, kResident>};
-}
-
-// Team, elements a thread. A warp needs no barrier, so it goes as far as 32 elements a thread do;
-// shorter rows share one, so that no thread is without columns. Beyond 40 elements a thread, blocks
-// are larger instead, and rows that a block of 512 does not hold are read again.
 template <class Weight, class Out>
-constexpr Tiers<Forward> forward_tiers() {
-  constexpr int n = sizeof(Weight) == 8 ? 1 : 2;  // a float64 takes the registers of two others
-  return {sizeof(Weight),
-          sizeof(Out),
-          kVec<Weight, Out>,
-          {
-              forward_tier<Weight, Out, 8, 4 * n, true>("sub-warp"),
-              forward_tier<Weight, Out, 32, 4 * n, true>("warp"),
-              forward_tier<Weight, Out, 32, 8 * n, true>("warp"),
-              forward_tier<Weight, Out, 32, 16 * n, true>("warp"),
-              forward_tier<Weight, Out, 128, 12 * n, true>("block of 128"),
-              forward_tier<Weight, Out, 128, 20 * n, true>("block of 128"),
-              forward_tier<Weight, Out, 512, 12 * n, true>("block of 512"),
-              forward_tier<Weight, Out, 512, 20 * n, true>("block of 512"),
-              forward_tier<Weight, Out, 512, 8 * n, true, false>("re-reading block"),
-          },
-          {
-              forward_tier<Weight, Out, 8, 4 * n, false>("sub-warp"),
-              forward_tier<Weight, Out, 32, 4 * n, false>("warp"),
-              forward_tier<Weight, Out, 32, 8 * n, false>("warp"),
-              forward_tier<Weight, Out, 128, 8 * n, false>("block of 128"),
-              forward_tier<Weight, Out, 512, 8 * n, false>("block of 512"),
-              forward_tier<Weight, Out, 512, 4 * n, false, false>("re-reading block"),
-          }};
-}
+using ForwardTiers = Tiers<Weight, Out, sizeof(Weight) == 8 ? 20 : 40, 4>;
 
-constexpr Tiers<Forward> kForwardTiers[kTypesCount] = {
-    forward_tiers<double, double>(), forward_tiers<float, float>(),
-    forward_tiers<__half, __half>(), forward_tiers<__nv_bfloat16, __nv_bfloat16>(),
-    forward_tiers<float, __half>(),  forward_tiers<float, __nv_bfloat16>(),
+// out = (w - m) * factor + offset: r and shift enter it as one offset.
+template <class A>
+struct Affine {
+  A m, factor, offset;
 };
 
-inline Plan forward_plan(const Forward& args, Types types) {
-  const Tiers<Forward>& tiers = kForwardTiers[types];
-  const auto vectors = [&](const void* data, int bytes, const Strides& strides) {
-    return allows_vectors(data, bytes, tiers.vec, args.shape, strides);
-  };
-  return plan_of(tiers, args.shape,
-                 vectors(args.weight, tiers.weight_bytes, args.weight_strides) &&
-                     vectors(args.out, tiers.out_bytes, args.out_strides));
+template <class Weight, class A>
+__device__ __forceinline__ Affine<A> affine_of(const Moments<A>& x, const Forward& args,
+                                               int64_t row) {
+  const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
+  A factor = channel_of(var, args.formula).s;
+  if (args.gain) factor *= widen(static_cast<const Weight*>(args.gain)[row]);
+  A offset = -x.r * factor;
+  if (args.shift) offset += widen(static_cast<const Weight*>(args.shift)[row]);
+  return {x.m, factor, offset};
+}
+
+template <class A, int kElements>
+__device__ __forceinline__ void apply(const Affine<A>& by, A (&w)[kElements]) {
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) w[i] = (w[i] - by.m) * by.factor + by.offset;
+}
+
+// A team's rows, from `row` on, as far as there are: from(k) to to(k) for k < count.
+template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kOnce, class From,
+          class To>
+__device__ __forceinline__ void forward_rows(const Forward& args, Team<kTeam>& team, int64_t row,
+                                             int64_t count, From from, To to) {
+  using A = Accumulator<Weight>;
+  const auto cols = static_cast<int32_t>(args.shape.cols);
+  Columns<kTeam, kGroup, int32_t> columns[kRows];
+  A w[kRows][kElements], pivot[kRows];
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    columns[k] = {team.thread * kGroup, k < count ? cols : 0};
+    read<kOnce>(from(k), columns[k], 0, w[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(from(k).data[0]) : A(0);
+  Moments<A> x[kRows];
+  find_moments<false>(team, w, w, columns, 0, pivot, static_cast<A>(cols), args.formula.center,
+                      false, x);
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    if (k >= count) break;
+    apply(affine_of<Weight>(x[k], args, row + k), w[k]);
+    write(to(k), columns[k], 0, w[k]);
+  }
+}
+
+// Block number `block` of an entry.
+template <class Weight, class Out, int kTier>
+__device__ __forceinline__ void forward_block(const Entry<Forward>& entry, uint32_t block) {
+  using A = Accumulator<Weight>;
+  constexpr Tier tier = ForwardTiers<Weight, Out>::list[kTier];
+  constexpr int kGroup = tier.access == Access::kVector ? kVec<Weight, Out> : 1;
+  const Forward& args = entry.args;
+  Team<tier.team> team;
+  const int64_t first = static_cast<int64_t>(block) * entry.rows;
+  if constexpr (tier.access == Access::kFlat) {
+    constexpr int kVectors = kVec<Weight, Out>;
+    const int64_t left = args.shape.rows - first;
+    const int rows = static_cast<int>(left < entry.rows ? left : entry.rows);
+    const int cols = static_cast<int>(args.shape.cols);
+    const Stretch<const Weight, A, kVectors> weight(
+        static_cast<const Weight*>(args.weight) + first * cols, rows * cols);
+    A* const tile = shared_tile<A, kTile<A> + kVectors, 0>();
+    weight.template load_to<kTile<A>>(tile);
+    __syncthreads();
+    for (int i = team.index; i < rows; i += tier.threads() / tier.team) {
+      const auto at = [&](int) { return Row<A, int32_t>(tile + weight.phase + i * cols); };
+      forward_rows<Weight, tier.team, tier.elements, tier.rows, kGroup, false>(
+          args, team, first + i, 1, at, at);
+    }
+    __syncthreads();
+    const Stretch<Out, A, kVectors> out(static_cast<Out*>(args.out) + first * cols, rows * cols);
+    out.template store_from<kTile<A>>(tile + weight.phase, weight.phase == out.phase);
+  } else {
+    const int64_t row = first + team.index * tier.rows;
+    if (row >= args.shape.rows) return;
+    forward_rows<Weight, tier.team, tier.elements, tier.rows, kGroup, true>(
+        args, team, row, args.shape.rows - row,
+        [&](int k) {
+          return Row<const Weight, int32_t>(args.weight, row + k, args.shape, args.weight_strides);
+        },
+        [&](int k) { return Row<Out, int32_t>(args.out, row + k, args.shape, args.out_strides); });
+  }
+}
+
+// An SM has to hold one block at least. Left to itself, the compiler spills registers to fit more.
+template <class Weight, class Out, int kThreads, class Batch>
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ Batch batch) {
+  const int i = batch.entry_of(blockIdx.x);
+  const uint32_t block = blockIdx.x - batch.first_block[i];
+  with_tier<ForwardTiers<Weight, Out>, kThreads>(batch.entries[i].tier, [&](auto tier) {
+    forward_block<Weight, Out, tier()>(batch.entries[i], block);
+  });
+}
+
+// Split rows: the moments of every chunk of a row, then the row's from those, and the results.
+template <class Weight, class Out, int kTier, bool kApply>
+__global__ void __launch_bounds__(512, 1)
+    forward_split_kernel(const __grid_constant__ Split<Forward> split) {
+  using A = Accumulator<Weight>;
+  constexpr Tier tier = ForwardTiers<Weight, Out>::list[kTier];
+  constexpr int kGroup = tier.access == Access::kVector ? kVec<Weight, Out> : 1;
+  constexpr int64_t kStep = tier.team * tier.elements;
+  const Forward& args = split.args;
+  Team<tier.team> team;
+  const int64_t row = split.row(), begin = split.begin(), end = split.end();
+  const Row<const Weight, int64_t> weight(args.weight, row, args.shape, args.weight_strides);
+  const Columns<tier.team, kGroup, int64_t> columns[1] = {{team.thread * kGroup, end}};
+  auto* const moments = static_cast<Moments<A>*>(split.moments);
+  A w[1][tier.elements];
+  if constexpr (kApply) {
+    const Moments<A> x =
+        combine(team, moments + row * split.chunks, split.chunks, static_cast<A>(args.shape.cols),
+                [&](int chunk) { return split.cols_of(chunk); });
+    const Affine<A> by = affine_of<Weight>(x, args, row);
+    const Row<Out, int64_t> out(args.out, row, args.shape, args.out_strides);
+    for (int64_t tile = begin; tile < end; tile += kStep) {
+      read<true>(weight, columns[0], tile, w[0]);
+      apply(by, w[0]);
+      write(out, columns[0], tile, w[0]);
+    }
+  } else {
+    const A pivot[1] = {widen(weight.data[0])};
+    Moments<A> x;
+    for (int64_t tile = begin; tile < end; tile += kStep) {
+      read<false>(weight, columns[0], tile, w[0]);
+      const A n = static_cast<A>(end - tile < kStep ? end - tile : kStep);
+      Moments<A> part[1];
+      find_moments<false>(team, w, w, columns, tile, pivot, n, args.formula.center, false, part);
+      if (tile == begin) {
+        x = part[0];
+      } else {
+        merge(x, static_cast<A>(tile - begin), part[0], n);
+      }
+    }
+    if (team.thread == 0) moments[blockIdx.x] = x;
+  }
+}
+
+template <class Weight, class Out>
+constexpr Kernels<Forward> forward_kernels() {
+  using Table = ForwardTiers<Weight, Out>;
+  constexpr int kSplit = split_tier<Table>(Access::kVector);
+  constexpr int kScalarSplit = split_tier<Table>(Access::kScalar);
+  return {sizeof(Weight),
+          sizeof(Out),
+          Table::kGroup,
+          Table::list,
+          tier_of<Table>,
+          sizeof(Moments<Accumulator<Weight>>),
+          forward_kernel<Weight, Out, 128, Batch<Forward, kSmallBytes>>,
+          forward_kernel<Weight, Out, 128, Batch<Forward, kLargeBytes>>,
+          forward_kernel<Weight, Out, 512, Batch<Forward, kSmallBytes>>,
+          {forward_split_kernel<Weight, Out, kSplit, false>,
+           forward_split_kernel<Weight, Out, kScalarSplit, false>},
+          {forward_split_kernel<Weight, Out, kSplit, true>,
+           forward_split_kernel<Weight, Out, kScalarSplit, true>}};
+}
+
+constexpr Kernels<Forward> kForwardKernels[kTypesCount] = {
+    forward_kernels<double, double>(), forward_kernels<float, float>(),
+    forward_kernels<__half, __half>(), forward_kernels<__nv_bfloat16, __nv_bfloat16>(),
+    forward_kernels<float, __half>(),  forward_kernels<float, __nv_bfloat16>(),
+};
+
+inline const Kernels<Forward>& kernels_of(const Forward&, Types types) {
+  return kForwardKernels[types];
 }
 
 }  // namespace ws

@@ -16,25 +16,15 @@ __host__ __device__ inline bool has_dense_rows(const Shape& shape, const Strides
   return shape.run == shape.cols || strides.run == shape.run;
 }
 
-// Whether every group of `vec` columns starts at a multiple of its size. If one tensor of a call
-// does not allow it, all its accesses are scalar, since threads hold the same columns of each.
-inline bool allows_vectors(const void* data, int64_t element_bytes, int64_t vec, const Shape& shape,
-                           const Strides& strides) {
-  const bool dense = has_dense_rows(shape, strides);
-  return reinterpret_cast<uintptr_t>(data) % (vec * element_bytes) == 0 &&
-         (shape.rows == 1 || strides.row % vec == 0) &&
-         (dense ? shape.cols : shape.run) % vec == 0 && (dense || strides.run % vec == 0);
-}
-
 // The columns of one thread. Index: what counts them, 32 bits where a row fits a team's registers.
 template <int kTeam, int kGroup, class Index>
 struct Columns {
   int first;  // column of register 0
-  Index cols;
+  Index end;  // of the row, or of the part of it that is worked on
 
   // Whether the row reaches to register i, in the tile that starts at column `tile`.
   __device__ __forceinline__ bool has(Index tile, int i) const {
-    return (i - i % kGroup) * kTeam < cols - first - tile;
+    return (i - i % kGroup) * kTeam < end - first - tile;
   }
 };
 
@@ -53,6 +43,9 @@ struct Row {
         run(static_cast<Index>(shape.run)),
         run_stride(strides.run),
         dense(has_dense_rows(shape, strides)) {}
+
+  // A dense one.
+  __device__ explicit Row(T* data) : data(data), run(1), run_stride(1), dense(true) {}
 
   // Calls access(address, i) for every group of columns, i its first register.
   template <int kElements, int kTeam, int kGroup, class Access>
@@ -87,7 +80,7 @@ struct Row {
   }
 };
 
-// With kOnce, the row is not read again.
+// With kOnce, the row is global memory and not read again.
 template <bool kOnce, class T, class A, int kElements, int kTeam, int kGroup, class Index>
 __device__ __forceinline__ void read(const Row<T, Index>& row,
                                      const Columns<kTeam, kGroup, Index>& columns, Index tile,

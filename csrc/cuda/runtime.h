@@ -3,16 +3,9 @@
 
 #include <cuda_runtime.h>
 
-#include "api.h"
+#include "launch.h"
 
 namespace ws {
-
-inline cudaError_t launch(const Plan& plan, const void* args, cudaStream_t stream) {
-  void* arguments[] = {const_cast<void*>(args)};
-  const dim3 blocks(plan.blocks[0], plan.blocks[1]);
-  cudaLaunchKernel(plan.kernel, blocks, dim3(plan.threads), arguments, 0, stream);
-  return cudaGetLastError();  // and not the launch's own result: this one clears it too
-}
 
 // Makes a device the current one for its lifetime.
 class OnDevice {
@@ -35,5 +28,44 @@ class OnDevice {
   bool switched_ = false;
   cudaError_t error_;
 };
+
+// Every chip that this is compiled for takes the large parameters; older drivers do not.
+inline int parameter_bytes() {
+  static const int bytes = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 ? kLargeBytes
+                                                                           : kSmallBytes;
+  }();
+  return bytes;
+}
+
+template <class Args>
+cudaError_t run(const Work<Args>* work, int64_t count, int device, void* stream_handle,
+                WsAllocate allocate, void* context) {
+  const OnDevice on(device);
+  if (on.error() != cudaSuccess) return on.error();
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
+  std::vector<Planned<Args>> plans = plan_all(work, count);
+  cudaError_t error = cudaSuccess;
+  const int64_t bytes = workspace_of(plans);
+  void* workspace = nullptr;
+  if (bytes > 0 && allocate != nullptr) workspace = allocate(context, bytes);
+  if (bytes > 0 && allocate == nullptr) error = cudaMallocAsync(&workspace, bytes, stream);
+  if (error != cudaSuccess) return error;
+  launch_all(std::move(plans), parameter_bytes(), workspace,
+             [&](auto* kernel, int64_t blocks, int threads, auto& parameter) {
+               if (error != cudaSuccess) return;
+               if (blocks > kMaxBlocks) {
+                 error = cudaErrorInvalidConfiguration;
+                 return;
+               }
+               void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
+               cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads),
+                                parameters, 0, stream);
+               error = cudaGetLastError();  // and not the launch's result: this clears it too
+             });
+  if (bytes > 0 && allocate == nullptr) cudaFreeAsync(workspace, stream);
+  return error;
+}
 
 }  // namespace ws

@@ -7,12 +7,6 @@ namespace ws {
 
 constexpr int kWarp = 32;
 
-// Small teams share a block, or the number of blocks that an SM can hold would leave it half empty.
-constexpr int block_threads(int team) { return team < 128 ? 128 : team; }
-
-// Blocks an SM has to hold. Left to itself, the compiler spills registers to fit some number more.
-constexpr int kMinBlocks = 1;
-
 // Adds up the values of every group of kLanes neighbouring lanes. All of a group get bitwise the
 // same sums, because a + b = b + a.
 template <int kLanes, class A, int kCount>
@@ -24,41 +18,31 @@ __device__ __forceinline__ void sum_lanes(A (&values)[kCount], unsigned mask) {
   }
 }
 
-template <class A, int kCount>
-__device__ __forceinline__ void add(A (&sums)[kCount], const A (&values)[kCount]) {
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) sums[k] += values[k];
-}
-
 template <int kTeam>
 struct Team {
   int thread = threadIdx.x % kTeam;
+  int index = threadIdx.x / kTeam;  // of the team, in the block
+  int turn = 0;
 
-  // The row it works on. More blocks than a grid's x can count go on in its y.
-  __device__ static int64_t row() {
-    constexpr int kRows = block_threads(kTeam) / kTeam;
-    const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-    return block * kRows + threadIdx.x / kTeam;
-  }
-
-  // Adds up the values of its threads; all of them get bitwise the same sums. To be called once in
-  // a kernel for each kCount: slower threads may still read the memory of the call before.
+  // Adds up the values of its threads; all of them get bitwise the same sums.
   template <class A, int kCount>
-  __device__ __forceinline__ void sum(A (&values)[kCount]) const {
+  __device__ __forceinline__ void sum(A (&values)[kCount]) {
     constexpr int kLanes = kTeam < kWarp ? kTeam : kWarp;
     const int first_lane = threadIdx.x % kWarp / kLanes * kLanes;
     sum_lanes<kLanes>(values, (~0u >> (kWarp - kLanes)) << first_lane);
     if constexpr (kTeam > kWarp) {
+      // Calls take turns: slower threads may still read what the call before has left.
       constexpr int kWarps = kTeam / kWarp;
-      __shared__ A partial[kCount][kWarps];
+      __shared__ A partial[2][kCount][kWarps];
       if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) partial[k][threadIdx.x / kWarp] = values[k];
+        for (int k = 0; k < kCount; ++k) partial[turn][k][threadIdx.x / kWarp] = values[k];
       }
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) values[k] = partial[k][threadIdx.x % kWarps];
+      for (int k = 0; k < kCount; ++k) values[k] = partial[turn][k][threadIdx.x % kWarps];
       sum_lanes<kWarps>(values, ~0u);
+      turn ^= 1;
     }
   }
 };

@@ -127,10 +127,11 @@ py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
     plan = CudaLibrary::get().backward_plan(&args, types);
   }
   using namespace pybind11::literals;
-  return py::dict("name"_a = plan.name, "max_cols"_a = plan.max_cols, "team"_a = plan.team,
-                  "elements"_a = plan.elements, "vector"_a = plan.vector,
-                  "threads"_a = plan.threads,
-                  "blocks"_a = py::make_tuple(plan.blocks[0], plan.blocks[1]));
+  return py::dict("name"_a = plan.name, "access"_a = plan.access, "max_cols"_a = plan.max_cols,
+                  "team"_a = plan.team, "elements"_a = plan.elements,
+                  "team_rows"_a = plan.team_rows, "vector"_a = plan.vector,
+                  "threads"_a = plan.threads, "rows"_a = plan.rows, "chunks"_a = plan.chunks,
+                  "blocks"_a = plan.blocks);
 }
 
 py::dict build_info() {
@@ -177,12 +178,12 @@ void forward(const py::object& weight_object, const py::object& out_object,
   args.out = out.data();
   args.out_strides = strides[0];
   args.weight_strides = strides[1];
+  const Work<Forward> work{types, &args};
   if (weight.device().device_type == kDLCUDA) {
-    return check_launch(CudaLibrary::get().forward(&args, types, weight.device().device_id,
-                                                   reinterpret_cast<void*>(stream)));
+    return check_launch(CudaLibrary::get().forward(
+        &work, 1, weight.device().device_id, reinterpret_cast<void*>(stream), nullptr, nullptr));
   }
   py::gil_scoped_release release;
-  const Work<Forward> work{types, &args};
   run_forward(&work, 1);
 }
 
@@ -223,12 +224,12 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   args.grad_weight_strides = strides[0];
   args.weight_strides = strides[1];
   args.grad_strides = strides[2];
+  const Work<Backward> work{types, &args};
   if (weight.device().device_type == kDLCUDA) {
-    return check_launch(CudaLibrary::get().backward(&args, types, weight.device().device_id,
-                                                    reinterpret_cast<void*>(stream)));
+    return check_launch(CudaLibrary::get().backward(
+        &work, 1, weight.device().device_id, reinterpret_cast<void*>(stream), nullptr, nullptr));
   }
   py::gil_scoped_release release;
-  const Work<Backward> work{types, &args};
   run_backward(&work, 1);
 }
 
@@ -253,10 +254,11 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("build_info", &build_info,
         "What the module was built with: `compiler`, `pybind11`, and `cuda`, the toolkit and\n"
         "architectures of the CUDA kernels, or None where there are none.");
-  m.def("launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
-        py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
-        "The CUDA launch for a dense, aligned weight of that size: the launch table's entry and\n"
-        "the grid. `out` is the result's dtype, by default the weight's.");
+  m.def(
+      "launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
+      py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
+      "How CUDA works on a dense, aligned weight of that size: the launch table's entry, and its\n"
+      "blocks. `out` is the result's dtype, by default the weight's.");
   m.def("forward", &forward, py::arg("weight"), py::arg("out"), py::arg("gain") = py::none(),
         py::arg("shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,

@@ -35,7 +35,7 @@ def struct(name, *fields):
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-# csrc/standardize.h, csrc/cuda/api.h, stand_in.h
+# csrc/standardize.h, csrc/cuda/api.h, run.h
 Shape = struct("Shape", ("rows", c_int64), ("cols", c_int64), ("run", c_int64))
 Strides = struct("Strides", ("row", c_int64), ("run", c_int64))
 Formula = struct(
@@ -64,12 +64,26 @@ Backward = struct(
 Plan = struct(
     "Plan",
     ("name", c_char_p),
+    ("access", c_char_p),
     ("max_cols", c_int64),
-    *((name, c_int32) for name in ("team", "elements", "vector", "threads")),
-    ("blocks", ctypes.c_uint32 * 2),
-    ("kernel", c_void_p),
+    *((name, c_int32) for name in ("team", "elements", "team_rows", "vector", "threads")),
+    *((name, c_int32) for name in ("rows", "chunks")),
+    ("blocks", c_int64),
 )
-Loads = struct("Loads", ("count", c_int64), ("bytes", c_int64))
+Work = struct("Work", ("types", c_int32), ("args", c_void_p))
+RECORDED = 64
+Record = struct(
+    "Record",
+    ("load_count", c_int64),
+    ("load_bytes", c_int64),
+    ("launches", c_int64),
+    ("kernels", c_void_p * RECORDED),
+    ("blocks", c_int64 * RECORDED),
+    ("entries", c_int64),
+    ("tiers", c_int32 * RECORDED),
+)
+STRUCTS = {"forward": Forward, "backward": Backward}
+SMALL, LARGE = 4096, 32764  # bytes of a kernel's parameter
 
 
 @dataclass(frozen=True)
@@ -155,45 +169,42 @@ def build(folder, includes):
 class Result:
     tensors: dict  # out, or grad_weight, grad_gain and grad_shift as far as asked for
     plan: Plan
-    loads: Loads
+    record: Record
 
 
-class Kernels:
-    def __init__(self, library):
-        self.library = library
-        for direction, args in (("forward", Forward), ("backward", Backward)):
-            plan = getattr(library, f"{direction}_plan")
-            plan.argtypes, plan.restype = (POINTER(args), ctypes.c_int), Plan
-            run = getattr(library, f"run_{direction}")
-            run.argtypes, run.restype = (POINTER(args), POINTER(Plan), POINTER(Loads)), c_char_p
-        library.run_named.argtypes, library.run_named.restype = (c_char_p, c_void_p), c_char_p
-        for args in Forward, Backward:  # the fields above against those in C++
-            size = getattr(library, f"{args.__name__.lower()}_bytes")()
-            assert ctypes.sizeof(args) == size, f"{args.__name__} has changed"
+class Weight:
+    """One weight of a call: its guarded tensors, and the kernels' arguments for them."""
 
-    def plan(self, direction, types, args):
-        return getattr(self.library, f"{direction}_plan")(byref(args), types)
+    def __init__(self, direction, types, inputs, outputs, formula=PAPER, run=None):
+        self.args = STRUCTS[direction]()
+        self.types = types
+        self.inputs, self.outputs = list(inputs), list(outputs)
+        rows, cols = inputs["weight"][0].shape
+        self.args.shape = Shape(rows, cols, run or cols)
+        self.args.formula = Formula(*formula)
+        self.guarded = {}
+        for name, (values, layout) in inputs.items():
+            if values is not None:
+                n = values.numel() // rows
+                self.guarded[name] = Guarded(
+                    rows, n, min(n, run or n), values.dtype, layout, values
+                )
+        for name, (dtype, layout) in outputs.items():
+            n = cols if layout is not VECTOR else 1
+            self.guarded[name] = Guarded(rows, n, min(n, run or n), dtype, layout)
+        for name, tensor in self.guarded.items():
+            setattr(self.args, name, tensor.view.data_ptr())
+            if hasattr(self.args, name + "_strides"):
+                setattr(self.args, name + "_strides", tensor.strides)
 
-    def tiers(self, direction, types, vector):
-        """The launch table's entries, as the plans of their shortest rows."""
-        args = {"forward": Forward, "backward": Backward}[direction]()
-        args.weight = 0 if vector else 1
-        step = 16 // max(dtype.itemsize for dtype in TYPES[types]) if vector else 1
-        plans = []
-        cols = step
-        while not plans or plans[-1].max_cols != NO_LIMIT:
-            args.shape = Shape(1, cols, cols)
-            plans.append(self.plan(direction, types, args))
-            cols = plans[-1].max_cols + step
-        return plans
-
-    def forward(self, types, weight, gain=None, shift=None, layouts=(DENSE, DENSE), **options):
+    @classmethod
+    def forward(cls, types, weight, gain=None, shift=None, layouts=(DENSE, DENSE), **options):
         inputs = {"weight": (weight, layouts[0]), "gain": (gain, VECTOR), "shift": (shift, VECTOR)}
-        outputs = {"out": (TYPES[types][1], layouts[1])}
-        return self._launch("forward", Forward(), types, inputs, outputs, **options)
+        return cls("forward", types, inputs, {"out": (TYPES[types][1], layouts[1])}, **options)
 
+    @classmethod
     def backward(
-        self, types, grad, weight, gain=None, affine=True, layouts=(DENSE, DENSE, DENSE), **options
+        cls, types, grad, weight, gain=None, affine=True, layouts=(DENSE, DENSE, DENSE), **options
     ):
         inputs = {
             "grad": (grad, layouts[0]),
@@ -203,34 +214,77 @@ class Kernels:
         outputs = {"grad_weight": (TYPES[types][0], layouts[2])}
         if affine:
             outputs["grad_gain"] = outputs["grad_shift"] = (TYPES[types][0], VECTOR)
-        return self._launch("backward", Backward(), types, inputs, outputs, **options)
+        return cls("backward", types, inputs, outputs, **options)
 
-    def _launch(
-        self, direction, args, types, inputs, outputs, formula=PAPER, run=None, blocks=None
-    ):
-        rows, cols = inputs["weight"][0].shape
-        args.shape = Shape(rows, cols, run or cols)
-        args.formula = Formula(*formula)
-        guarded = {}
-        for name, (values, layout) in inputs.items():
-            if values is not None:
-                n = values.numel() // rows
-                guarded[name] = Guarded(rows, n, min(n, run or n), values.dtype, layout, values)
-        for name, (dtype, layout) in outputs.items():
-            n = cols if layout is not VECTOR else 1
-            guarded[name] = Guarded(rows, n, min(n, run or n), dtype, layout)
-        for name, tensor in guarded.items():
-            setattr(args, name, tensor.view.data_ptr())
-            if hasattr(args, name + "_strides"):
-                setattr(args, name + "_strides", tensor.strides)
-        plan = self.plan(direction, types, args)
-        if blocks is not None:
-            plan.blocks[:] = blocks
-        loads = Loads()
-        error = getattr(self.library, f"run_{direction}")(byref(args), byref(plan), byref(loads))
+    def results(self):
+        for name in self.inputs:
+            if name in self.guarded:
+                self.guarded[name].assert_unchanged()
+        return {name: self.guarded[name].result() for name in self.outputs}
+
+
+class Kernels:
+    def __init__(self, library):
+        self.library = library
+        for direction, args in STRUCTS.items():
+            plan = getattr(library, f"{direction}_plan")
+            plan.argtypes, plan.restype = (POINTER(args), ctypes.c_int), Plan
+            run = getattr(library, f"run_{direction}")
+            run.argtypes = (POINTER(Work), c_int64, ctypes.c_int, POINTER(Record))
+            run.restype = c_char_p
+            capacity = getattr(library, f"{direction}_capacity")
+            capacity.argtypes, capacity.restype = (ctypes.c_bool,), ctypes.c_int
+            # the fields above against those in C++
+            size = getattr(library, f"{direction}_bytes")()
+            assert ctypes.sizeof(args) == size, f"{args.__name__} has changed"
+        library.run_named.argtypes, library.run_named.restype = (c_char_p, c_void_p), c_char_p
+
+    def plan(self, direction, types, args):
+        return getattr(self.library, f"{direction}_plan")(byref(args), types)
+
+    def capacity(self, direction, large):
+        """How many weights share a launch."""
+        return getattr(self.library, f"{direction}_capacity")(large)
+
+    def tiers(self, direction, types, access):
+        """The launch table's entries of that access, as the plans of their shortest rows."""
+        args = STRUCTS[direction]()
+        # off by an element, and for single elements with gaps between the rows besides
+        args.weight = 0 if access == "vector" else min(dtype.itemsize for dtype in TYPES[types])
+        gap = access == "scalar"
+        step = 16 // max(dtype.itemsize for dtype in TYPES[types]) if access == "vector" else 1
+        plans = []
+        cols = 16 if access == "vector" else 1
+        while not plans or plans[-1].max_cols != NO_LIMIT:
+            # more rows than those for which teams are made larger
+            args.shape = Shape(1000, cols, cols)
+            for name in ("weight", "out", "grad", "grad_weight"):
+                if hasattr(args, name + "_strides"):
+                    setattr(args, name + "_strides", Strides(cols + gap, cols))
+            plan = self.plan(direction, types, args)
+            if plan.access.decode() != access:
+                break
+            plans.append(plan)
+            cols = plan.max_cols + step
+        return plans
+
+    def run(self, direction, weights, parameter_bytes=LARGE):
+        """Launches for all of them; returns the record of the launches."""
+        work = (Work * len(weights))(*(Work(w.types, ctypes.addressof(w.args)) for w in weights))
+        record = Record()
+        run = getattr(self.library, f"run_{direction}")
+        error = run(work, len(weights), parameter_bytes, byref(record))
         if error:
             raise RuntimeError(error.decode())
-        for name in inputs:
-            if name in guarded:
-                guarded[name].assert_unchanged()
-        return Result({name: guarded[name].result() for name in outputs}, plan, loads)
+        return record
+
+    def forward(self, types, *tensors, **options):
+        return self._single("forward", Weight.forward(types, *tensors, **options))
+
+    def backward(self, types, *tensors, **options):
+        return self._single("backward", Weight.backward(types, *tensors, **options))
+
+    def _single(self, direction, weight):
+        plan = self.plan(direction, weight.types, weight.args)
+        record = self.run(direction, [weight], SMALL)
+        return Result(weight.results(), plan, record)

@@ -10,12 +10,12 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,12 +32,14 @@ inline dim3 blockDim, gridDim;
 namespace stand_in {
 
 constexpr unsigned kWarp = 32;
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = 160 << 10;  // a kernel's parameter may take 32 KB of them
 
 enum class State { kRunning, kAtBarrier, kAtShuffle, kLeft };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it starts
+  jmp_buf place;       // where it goes on: unlike a change of context, without a system call
+  bool started;
   State state;
   unsigned mask;   // of a shuffle
   int distance;    // of a shuffle
@@ -58,13 +60,14 @@ class Launch {
   std::string run(dim3 blocks, unsigned threads, std::function<void()> kernel) {
     kernel_ = std::move(kernel);
     fibers_ = std::vector<Fiber>(threads);
-    stacks_.reset(new char[threads * kStackBytes]);
+    if (stacks_.size() < threads * kStackBytes) stacks_.resize(threads * kStackBytes);
     gridDim = blocks;
     blockDim = dim3(threads);
     current_ = this;
+    make_fibers();
     for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) {
-        start_block();
+        for (Fiber& fiber : fibers_) fiber.state = State::kRunning;
         while (error_.empty() && run_until_all_wait()) release();
         if (!error_.empty()) return error_;
       }
@@ -77,7 +80,7 @@ class Launch {
   void wait(State state) {
     Fiber& fiber = fibers_[threadIdx.x];
     fiber.state = state;
-    swapcontext(&fiber.context, &scheduler_);
+    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
   }
 
   uint64_t shuffle(unsigned mask, int distance, uint64_t value) {
@@ -102,21 +105,30 @@ class Launch {
 
  private:
   static void enter() {
-    current_->kernel_();
-    current_->wait(State::kLeft);
+    for (;;) {  // a turn is a block
+      current_->kernel_();
+      current_->wait(State::kLeft);
+    }
   }
 
   static std::string name(unsigned thread) { return "thread " + std::to_string(thread); }
 
-  void start_block() {
+  void make_fibers() {
     for (size_t i = 0; i < fibers_.size(); ++i) {
       Fiber& fiber = fibers_[i];
-      fiber.state = State::kRunning;
+      fiber.started = false;
       getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = stacks_.get() + i * kStackBytes;
+      fiber.context.uc_stack.ss_sp = stacks_.data() + i * kStackBytes;
       fiber.context.uc_stack.ss_size = kStackBytes;
       makecontext(&fiber.context, enter, 0);
     }
+  }
+
+  void go_on(Fiber& fiber) {
+    if (_setjmp(scheduler_) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
   }
 
   // False once all threads have left.
@@ -125,7 +137,7 @@ class Launch {
     for (size_t i = 0; i < fibers_.size(); ++i) {
       if (fibers_[i].state == State::kRunning) {
         threadIdx.x = static_cast<unsigned>(i);
-        swapcontext(&scheduler_, &fibers_[i].context);
+        go_on(fibers_[i]);
       }
       any_waits |= fibers_[i].state != State::kLeft;
     }
@@ -193,8 +205,8 @@ class Launch {
   inline static Launch* current_;
   std::function<void()> kernel_;
   std::vector<Fiber> fibers_;
-  std::unique_ptr<char[]> stacks_;
-  ucontext_t scheduler_;
+  inline static std::vector<char> stacks_;  // kept: fresh memory takes the system longer than a run
+  jmp_buf scheduler_;
   std::string error_;
 };
 

@@ -1,0 +1,78 @@
+// Many weights in one launch: their descriptors travel as the kernel's parameter, by value, so that
+// there is nothing to copy to the device and CUDA graphs keep them.
+#pragma once
+
+#include <cstdint>
+
+#include "../standardize.h"
+
+namespace ws {
+
+// The sizes of a kernel's parameters that CUDA allows: everywhere, and from toolkit and driver 12.1.
+constexpr int kSmallBytes = 4096;
+#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1201
+constexpr int kLargeBytes = kSmallBytes;
+#else
+constexpr int kLargeBytes = 32764;
+#endif
+
+template <class Args>  // Forward or Backward
+struct Entry {
+  Args args;
+  int32_t tier;  // of the launch table
+  int32_t rows;  // that a block works on
+};
+
+template <class Args, int kBytes>
+struct Batch {
+  static constexpr int kCapacity =
+      (kBytes - static_cast<int>(alignof(Entry<Args>))) / (sizeof(Entry<Args>) + sizeof(uint32_t));
+  Entry<Args> entries[kCapacity];
+  uint32_t first_block[kCapacity];  // of each entry, ascending from 0
+  int32_t count;
+
+  // The entry that a block works on: the last that does not start after it.
+  __device__ __forceinline__ int entry_of(uint32_t block) const {
+    int low = 0, high = count - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (first_block[middle] <= block) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return low;
+  }
+};
+
+static_assert(sizeof(Batch<Forward, kSmallBytes>) <= kSmallBytes);
+static_assert(sizeof(Batch<Backward, kSmallBytes>) <= kSmallBytes);
+static_assert(sizeof(Batch<Forward, kLargeBytes>) <= kLargeBytes);
+static_assert(sizeof(Batch<Backward, kLargeBytes>) <= kLargeBytes);
+
+// One weight whose rows are split over blocks: first a launch for the moments of every chunk of
+// columns, then one that combines a row's and applies them.
+template <class Args>
+struct Split {
+  Args args;
+  void* moments;  // [rows, chunks]
+  int64_t chunk_cols;
+  int32_t chunks;  // of a row
+
+  __device__ int64_t row() const { return blockIdx.x / chunks; }
+  __device__ int64_t begin() const { return blockIdx.x % chunks * chunk_cols; }
+  __device__ int64_t end() const {
+    const int64_t end = begin() + chunk_cols;
+    return end < args.shape.cols ? end : args.shape.cols;
+  }
+  __device__ int64_t cols_of(int chunk) const {
+    const int64_t left = args.shape.cols - chunk * chunk_cols;
+    return left < chunk_cols ? left : chunk_cols;
+  }
+};
+
+// As many as a block's threads can combine quickly.
+constexpr int kMaxChunks = 1024;
+
+}  // namespace ws

@@ -1,0 +1,137 @@
+// The sums of rows, or of parts of rows: what forward and backward need to know before they write.
+//
+//   1  m = pivot + sum(w - pivot) / n              mg = sum(g) / n
+//   2  r = sum(w - m) / n                          rg = sum(g - mg) / n
+//      squares = sum((w - m)^2) - n r^2            dot = sum((w - m)(g - mg)) - n r rg
+//
+// m + r is the mean: two numbers, whose sum would lose the digits of a small r. The pivot is the
+// row's first element. It makes the mean of a constant row exactly its value, so that w - m, r and
+// squares are 0. With center = false, m, mg, r and rg are 0.
+//
+// Two parts of n and n' elements, at a distance e = (m' - m) + r' - r, and eg likewise, have together
+//
+//   r + e n' / (n + n')    squares + squares' + e^2 n n' / (n + n')    dot + dot' + e eg n n' / (n + n')
+#pragma once
+
+#include "../channel.h"
+#include "rows.cuh"
+#include "team.cuh"
+
+namespace ws {
+
+// Forward needs the first three alone.
+template <class A>
+struct Moments {
+  A m = 0, r = 0, squares = 0;
+  A mg = 0, rg = 0, dot = 0;
+  A sum_g = 0;
+};
+
+// Of kRows rows of n elements at once, which their team holds in registers: w, and with kGrad g.
+// sum_g is found if center or with_sum.
+template <bool kGrad, int kTeam, int kRows, int kElements, int kGroup, class A, class Index>
+__device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRows][kElements],
+                                             const A (&g)[kRows][kElements],
+                                             const Columns<kTeam, kGroup, Index> (&columns)[kRows],
+                                             Index tile, const A (&pivot)[kRows], A n, bool center,
+                                             bool with_sum, Moments<A> (&x)[kRows]) {
+  constexpr int kFirst = kGrad ? 2 : 1, kSecond = kGrad ? 4 : 2;
+  if (center || with_sum) {
+    A sums[kRows * kFirst] = {};
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+        if (columns[k].has(tile, i)) {
+          sums[k * kFirst] += w[k][i] - pivot[k];
+          if constexpr (kGrad) sums[k * kFirst + 1] += g[k][i];
+        }
+      }
+    }
+    team.sum(sums);
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      if (center) x[k].m = pivot[k] + sums[k * kFirst] / n;
+      if constexpr (kGrad) {
+        x[k].sum_g = sums[k * kFirst + 1];
+        if (center) x[k].mg = x[k].sum_g / n;
+      }
+    }
+  }
+
+  A sums[kRows * kSecond] = {};
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      if (columns[k].has(tile, i)) {
+        const A dw = w[k][i] - x[k].m;
+        sums[k * kSecond] += dw;
+        sums[k * kSecond + 1] += dw * dw;
+        if constexpr (kGrad) {
+          const A dg = g[k][i] - x[k].mg;
+          sums[k * kSecond + 2] += dg;
+          sums[k * kSecond + 3] += dg * dw;
+        }
+      }
+    }
+  }
+  team.sum(sums);
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    x[k].r = center ? sums[k * kSecond] / n : A(0);
+    x[k].squares = sums[k * kSecond + 1] - n * x[k].r * x[k].r;
+    if constexpr (kGrad) {
+      x[k].rg = center ? sums[k * kSecond + 2] / n : A(0);
+      x[k].dot = sums[k * kSecond + 3] - n * x[k].r * x[k].rg;
+    }
+  }
+}
+
+// Adds a part of n elements to x, which has n_x.
+template <class A>
+__device__ __forceinline__ void merge(Moments<A>& x, A n_x, const Moments<A>& part, A n) {
+  const A e = (part.m - x.m) + (part.r - x.r), eg = (part.mg - x.mg) + (part.rg - x.rg);
+  const A share = n / (n_x + n);
+  x.r += e * share;
+  x.rg += eg * share;
+  x.squares += part.squares + e * e * n_x * share;
+  x.dot += part.dot + e * eg * n_x * share;
+  x.sum_g += part.sum_g;
+}
+
+// The moments of a row of `cols` elements from those of its chunks; cols_of(c) elements are chunk c's.
+template <int kTeam, class A, class ColsOf>
+__device__ __forceinline__ Moments<A> combine(Team<kTeam>& team, const Moments<A>* parts,
+                                              int chunks, A cols, ColsOf cols_of) {
+  const A m = parts[0].m, mg = parts[0].mg;
+  A shift[3] = {};
+  for (int c = team.thread; c < chunks; c += kTeam) {
+    const A n = static_cast<A>(cols_of(c));
+    shift[0] += n * ((parts[c].m - m) + parts[c].r);
+    shift[1] += n * ((parts[c].mg - mg) + parts[c].rg);
+    shift[2] += parts[c].sum_g;
+  }
+  team.sum(shift);
+  const A mean_shift = shift[0] / cols, mean_shift_g = shift[1] / cols;
+  A sums[2] = {};
+  for (int c = team.thread; c < chunks; c += kTeam) {
+    const A n = static_cast<A>(cols_of(c));
+    const A e = (parts[c].m - m) + parts[c].r - mean_shift;
+    const A eg = (parts[c].mg - mg) + parts[c].rg - mean_shift_g;
+    sums[0] += parts[c].squares + n * e * e;
+    sums[1] += parts[c].dot + n * e * eg;
+  }
+  team.sum(sums);
+  Moments<A> x;
+  x.m = m + mean_shift;
+  x.r = (m - x.m) + mean_shift;
+  x.mg = mg + mean_shift_g;
+  x.rg = (mg - x.mg) + mean_shift_g;
+  x.squares = sums[0];
+  x.dot = sums[1];
+  x.sum_g = shift[2];
+  return x;
+}
+
+}  // namespace ws

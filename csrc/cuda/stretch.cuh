@@ -1,0 +1,91 @@
+// Rows that lie one after another, moved between global and shared memory as one stretch.
+//
+// Rows of 9 or 147 elements start anywhere, and so does a weight inside a flat parameter buffer. Row
+// by row that takes an access an element, and short rows leave most of a team's threads without one.
+// As one stretch, all but its ends are aligned accesses of 16 bytes by all threads of the block. In
+// shared memory the stretch keeps its place within 16 bytes, so that its vectors are aligned there
+// too; elements are widened on the way.
+#pragma once
+
+#include "elements.cuh"
+
+namespace ws {
+
+// Shared memory for so many elements: a piece for each kName, the same for all that ask in a kernel.
+template <class A, int kElements, int kName>
+__device__ __forceinline__ A* shared_tile() {
+  struct alignas(16) Tile {
+    A elements[kElements];
+  };
+  __shared__ Tile tile;
+  return tile.elements;
+}
+
+// `count` elements of a block's 128 threads.
+template <class T, class A, int kVec>
+struct Stretch {
+  static constexpr int kThreads = 128;
+  static constexpr int kPart = 16 / sizeof(A);  // elements that an access to shared memory moves
+
+  T* data;  // [count]
+  int count;
+  int phase;  // elements between the last multiple of an access's size and data
+  int head;   // elements before the first multiple of it
+  int body;   // aligned accesses after them
+
+  __device__ Stretch(T* data, int count) : data(data), count(count) {
+    phase = static_cast<int>(reinterpret_cast<uintptr_t>(data) / sizeof(T) % kVec);
+    head = phase == 0 ? 0 : kVec - phase;
+    head = head < count ? head : count;
+    body = (count - head) / kVec;
+  }
+
+  // Calls vector(first element) and scalar(element) for what this thread moves.
+  template <int kElements, class Vector, class Scalar>
+  __device__ __forceinline__ void each(Vector vector, Scalar scalar) const {
+    constexpr int kCount = (kElements + kVec * kThreads - 1) / (kVec * kThreads);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int v = threadIdx.x + i * kThreads;
+      if (v < body) vector(head + v * kVec, i);
+    }
+    const int thread = threadIdx.x, tail = head + body * kVec;
+    if (thread < head) scalar(thread);
+    if (thread < count - tail) scalar(tail + thread);
+  }
+
+  // tile[phase + i] = data[i]. All of a thread's loads are under way before the first is used.
+  template <int kElements>
+  __device__ __forceinline__ void load_to(A* tile) const {
+    A values[(kElements + kVec * kThreads - 1) / (kVec * kThreads)][kVec];
+    const auto nothing = [](int) {};
+    each<kElements>([&](int first, int i) { load<kVec, true>(data + first, values[i]); }, nothing);
+    each<kElements>(
+        [&](int first, int i) {
+#pragma unroll
+          for (int k = 0; k < kVec; k += kPart)
+            store<kPart>(tile + phase + first + k, values[i] + k);
+        },
+        [&](int element) { load<1, true>(data + element, tile + phase + element); });
+  }
+
+  // data[i] = tile[i], which has its vectors aligned if `aligned`.
+  template <int kElements>
+  __device__ __forceinline__ void store_from(const A* tile, bool aligned) const {
+    each<kElements>(
+        [&](int first, int) {
+          A values[kVec];
+          if (aligned) {
+#pragma unroll
+            for (int k = 0; k < kVec; k += kPart) load<kPart, false>(tile + first + k, values + k);
+          } else {
+#pragma unroll
+            for (int k = 0; k < kVec; ++k) values[k] = tile[first + k];
+          }
+          store<kVec>(data + first, values);
+        },
+        [&](int element) { store<1>(data + element, tile + element); });
+  }
+};
+
+}  // namespace ws
