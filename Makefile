@@ -4,18 +4,25 @@
 #
 #   make test TORCH=torch==2.10.0        another PyTorch
 #   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
+#
+# make gpu is for a machine with an NVIDIA GPU: it builds, tests, checks and measures with the python3,
+# PyTorch and nvcc that are there, and fetches nothing (docs/gpu.md).
+#
+#   make gpu OUT=folder                  where its files go
+#   make gpu ARGS="--only build tests"   some of its stages
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+OUT ?= build/gpu
 # Enough for GPUs from 8.0 on, and compiled in a minute or two; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
 NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 
-.PHONY: build test bench format check clean
+.PHONY: build test bench gpu format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -32,6 +39,9 @@ test: build
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)
+
+gpu:
+	$(PYTHON) -m gpu --out $(OUT) $(ARGS)
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ Without a command it times standardization itself; ``python -m bench --help`` ha
 import importlib
 import sys
 
-COMMANDS = ("standardize",)
+COMMANDS = ("standardize", "step")
 
 
 def main(argv: list[str]) -> int:

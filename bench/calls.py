@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .providers import COPY, Provider, Standardize
+from .providers import COPY, ELEMENTWISE, Provider, Standardize
 from .workloads import Tensors, moved_bytes
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -41,6 +41,8 @@ def make_call(
     """`retain_graph`: `run` may follow one `prepare` any number of times (CUDA graphs need it)."""
     if provider.name == COPY:
         return _copy(tensors, direction)
+    if provider.name == ELEMENTWISE:
+        return _elementwise(tensors, direction)
     weights, grads = tensors.weights, tensors.grads
     if direction == "no_grad":
         constants = [weight.detach() for weight in weights]
@@ -71,3 +73,18 @@ def _copy(tensors: Tensors, direction: str) -> Call:
             elements = math.ceil(moved / 2 / weight.dtype.itemsize)
             sources.append(torch.ones(elements, dtype=weight.dtype, device=weight.device))
     return Call(lambda _: [source.clone() for source in sources])
+
+
+def _elementwise(tensors: Tensors, direction: str) -> Call:
+    """For each weight one kernel that reads and writes the tensors of the direction."""
+    pairs = [(w.detach(), g) for w, g in zip(tensors.weights, tensors.grads, strict=True)]
+
+    def forward(_: None) -> list[torch.Tensor]:
+        return [-w if w.dtype == g.dtype else w.to(g.dtype) for w, g in pairs]
+
+    def backward(_: None) -> list[torch.Tensor]:
+        return [w + g for w, g in pairs]  # in the wider dtype, the weight's
+
+    if direction == "both":
+        return Call(lambda _: forward(_) + backward(_))
+    return Call(backward if direction == "backward" else forward)

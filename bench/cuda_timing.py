@@ -1,10 +1,11 @@
 """How a time is taken on a GPU: the kernels' and the host's, apart.
 
-Kernel time: a CUDA graph of one call on each of several clones of the weights, replayed between two
+Kernel time: a CUDA graph of calls on several clones of the weights in turn, replayed between two
 events. A graph has no gaps in which the GPU waits for the host, and the clones together are at
 least FLUSH times as large as the L2 cache, so that each call finds its weight in memory, as it
-does after a training step has gone over the activations. What cannot be captured is timed as the
-same calls in a row, and its method says so: there the gaps count.
+does after a training step has gone over the activations. A graph holds so many calls that its own
+launch does not count. What cannot be captured is timed as the same calls in a row, and its method
+says so: there the gaps count.
 
 Host time: the calls in a row without waiting for the GPU, few enough for the queue to take them.
 
@@ -25,6 +26,7 @@ from .workloads import Tensors
 
 FLUSH = 3
 MAX_SETS = 256  # smaller weights stay in the L2 cache: their time is the launch's anyway
+GRAPH_CALLS = 16  # at least, in a graph: launching it costs microseconds
 HOST_CALLS = 16  # of some ten launches each: few enough for the queue's 1024
 SAMPLE_SECONDS = 2e-3
 
@@ -47,9 +49,10 @@ def measure(
     calls: dict[str, list[Call]], seconds: float
 ) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, str]]:
     """Kernel times, host times and the method of each provider, from its calls on every set."""
+    rounds = math.ceil(GRAPH_CALLS / min(len(sets) for sets in calls.values()))
     replays, methods = {}, {}
     for name, sets in calls.items():
-        replays[name], methods[name] = _capture(sets)
+        replays[name], methods[name] = _capture(sets, rounds)
     batches = {name: _choose_batch(replay) for name, replay in replays.items()}
     kernel = interleave(
         {
@@ -61,16 +64,17 @@ def measure(
     host = interleave(
         {name: lambda sets=sets: _host(sets) for name, sets in calls.items()}, seconds / 2
     )
-    per_call = {name: [t / len(calls[name]) for t in times] for name, times in kernel.items()}
+    in_replay = {name: rounds * len(sets) for name, sets in calls.items()}
+    per_call = {name: [t / in_replay[name] for t in times] for name, times in kernel.items()}
     return (
-        {name: Timing.of(per_call[name], batches[name] * len(calls[name])) for name in calls},
+        {name: Timing.of(per_call[name], batches[name] * in_replay[name]) for name in calls},
         {name: Timing.of(host[name], _host_calls(sets)) for name, sets in calls.items()},
         methods,
     )
 
 
-def _capture(sets: list[Call]) -> tuple[Callable[[], None], str]:
-    """A function that runs one call on each set, as a graph where that is possible."""
+def _capture(sets: list[Call], rounds: int) -> tuple[Callable[[], None], str]:
+    """A function that goes `rounds` times over all sets, as a graph where that is possible."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -82,15 +86,17 @@ def _capture(sets: list[Call]) -> tuple[Callable[[], None], str]:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, stream=stream):
-            # all results stay alive, so that each call writes to memory of its own
-            results = [call.run(state) for call, state in zip(sets, states, strict=True)]
+            # a round's results stay alive, so that each of its calls writes to memory of its own
+            for _ in range(rounds):
+                results = [call.run(state) for call, state in zip(sets, states, strict=True)]
     except RuntimeError:
         torch.cuda.synchronize()
         states = [call.prepare() for call in sets]
 
         def run_in_a_row():
-            for call, state in zip(sets, states, strict=True):
-                call.run(state)
+            for _ in range(rounds):
+                for call, state in zip(sets, states, strict=True):
+                    call.run(state)
 
         return run_in_a_row, "events"
 

@@ -13,7 +13,7 @@ import torch_ws
 from . import timing
 from .calls import Call, make_call
 from .checks import Check, check
-from .providers import COPY, OURS, Provider, Standardize
+from .providers import OURS, Provider, Standardize
 from .record import Row
 from .workloads import Tensors, Workload, make_tensors, moved_bytes
 
@@ -125,7 +125,7 @@ def _time_all(
     checked: Checked,
 ) -> Row:
     on_cuda = session.device == "cuda"
-    timed = [p for p in session.providers if p.name == COPY or p.name in checked.functions]
+    timed = [p for p in session.providers if p.make is None or p.name in checked.functions]
 
     def call(provider: Provider, tensors: Tensors) -> Call:
         return make_call(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
-from pathlib import Path
 
 import torch
 import torch_ws
 
+from .arguments import check_device, check_files, count, positive
 from .calls import DIRECTIONS
 from .measure import DTYPES
-from .providers import COPY, Provider, ours, peers
+from .providers import COPY, ELEMENTWISE, Provider, ours, peers
 from .workloads import (
     DEFAULT_MODELS,
     MODELS,
@@ -32,20 +30,6 @@ def _shape(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-def _threads(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=peer_names,
         metavar="PEER",
-        help=f"some of {', '.join(peer_names)}; default: all, and copy in any case",
+        help=f"some of {', '.join(peer_names)}; default: all but {ELEMENTWISE}; in any case "
+        f"{COPY}, and on CUDA {ELEMENTWISE}",
     )
     what.add_argument(
         "--direction",
@@ -116,9 +101,9 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     how.add_argument(
-        "--threads", type=_threads, default=torch.get_num_threads(), help="default: %(default)s"
+        "--threads", type=count, default=torch.get_num_threads(), help="default: %(default)s"
     )
-    how.add_argument("--seconds", type=_positive, default=1.0, help="for a row; default: 1")
+    how.add_argument("--seconds", type=positive, default=1.0, help="for a row; default: 1")
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="PATH", help="writes everything that was found")
     output.add_argument("--plot", metavar="PATH.png", help="draws times as multiples of a copy's")
@@ -127,8 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """All that can be known to fail is refused here, before the first minute is spent."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: cuda, but this PyTorch sees no CUDA device")
+    check_device(parser, args)
     if args.device == "cuda" and args.isa:
         parser.error("argument --isa: instruction sets are the CPU's; leave out --device cuda")
     if args.many and not hasattr(torch_ws, "standardize_many"):
@@ -140,24 +124,12 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         except ValueError:
             parser.error(f"argument --isa: this machine cannot run {name}")
     torch_ws._C.set_cpu_capability(current)
-    for option, path in (("--json", args.json), ("--plot", args.plot)):
-        if path is not None:
-            folder = Path(path).parent
-            if not folder.is_dir():
-                parser.error(f"argument {option}: no folder {folder}")
-            if Path(path).is_dir() or not os.access(
-                path if Path(path).exists() else folder, os.W_OK
-            ):
-                parser.error(f"argument {option}: {path} cannot be written")
     for name in ("shapes", "models"):
         if args.only and getattr(args, name) is not None and name not in args.only:
             parser.error(f"argument --{name}: given, but --only leaves the {name} out")
     if args.plot is not None and args.only == ["overhead"]:
         parser.error("argument --plot: --only overhead leaves nothing to draw")
-    if args.plot is not None and Path(args.plot).suffix != ".png":
-        parser.error(f"argument --plot: {args.plot} should end in .png")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        parser.error("argument --plot: it needs matplotlib, which is not installed")
+    check_files(parser, args)
 
 
 def choose_workloads(args: argparse.Namespace) -> tuple[list[Workload], bool]:
@@ -176,6 +148,8 @@ def choose_workloads(args: argparse.Namespace) -> tuple[list[Workload], bool]:
 def choose_providers(args: argparse.Namespace) -> list[Provider]:
     """torch_ws, its lowered variants, the peers and the copy."""
     found = peers()
-    names = [*(args.providers or found), COPY]
+    names = {*(args.providers or set(found) - {ELEMENTWISE}), COPY}
+    if args.device == "cuda":
+        names.add(ELEMENTWISE)
     chosen = [ours(args.many)] + [ours(args.many, name) for name in args.isa]
     return chosen + [provider for name, provider in found.items() if name in names]

@@ -4,7 +4,9 @@ Each peer computes the formula that its users run, so each is checked against th
 of that formula and not of another's. All of them differ from `paper` by a scalar per channel only,
 which takes no time.
 
-`copy` standardizes nothing. It is the measure of the others: a clone that moves as many bytes.
+`copy` standardizes nothing. It is the measure of the others: a clone that moves as many bytes. On
+CUDA a clone is the driver's copy, so `elementwise` is timed beside it, a kernel of PyTorch's that
+reads and writes what the direction does: neither is the faster one everywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ Tensor = torch.Tensor
 Standardize = Callable[[list[Tensor]], list[Tensor]]
 
 COPY = "copy"
+ELEMENTWISE = "elementwise"
 OURS = "torch_ws"
 
 
@@ -38,7 +41,7 @@ def chained_formula(weight: Tensor) -> Tensor:
     for dim in range(1, weight.dim()):
         mean = mean.mean(dim, keepdim=True)
     centred = weight - mean
-    std = centred.view(centred.size(0), -1).std(dim=1) + 1e-5
+    std = centred.flatten(1).std(dim=1) + 1e-5
     return centred / std.view(-1, *[1] * (weight.dim() - 1)).expand_as(centred)
 
 
@@ -98,6 +101,7 @@ def peers() -> dict[str, Provider]:
             _compiled,
         ),
         Provider(COPY, "clone() of half the bytes that the direction moves", None, None),
+        Provider(ELEMENTWISE, "forward: -w, or w.to(dtype); backward: w + g", None, None),
     ]
     return {provider.name: provider for provider in found}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass, field
 
 from .checks import Check
@@ -39,11 +41,20 @@ class Row:
 
 
 def as_json(
-    rows: list[Row], providers: list[Provider], facts: dict, command: str, settings: dict
+    rows: list[Row],
+    providers: list[Provider],
+    facts: dict,
+    command: str,
+    settings: dict,
+    complete: bool,
 ) -> dict:
-    """Times in microseconds, everything else in the unit of its name."""
+    """Times in microseconds, everything else in the unit of its name.
+
+    `complete` is false while rows are still to come, or where the run was stopped.
+    """
     return {
         "schema": 1,
+        "complete": complete,
         "command": command,
         **facts,
         "settings": settings,
@@ -55,6 +66,13 @@ def as_json(
         },
         "rows": [_row_json(row) for row in rows],
     }
+
+
+def write(path: str, found: dict) -> None:
+    """At once: whoever reads the file finds all of it, or what was there before."""
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+    os.replace(file.name, path)
 
 
 def _row_json(row: Row) -> dict:

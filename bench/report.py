@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import math
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from .providers import COPY, OURS, Provider
 from .record import Row
+from .terminal import Console, Table, escape, make_table
 from .timing import Timing
 
 TITLES = {
@@ -143,7 +139,7 @@ def print_capabilities(console: Console, rows: list[Row], names: list[str]) -> N
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = make_table(title)
     for column in columns:
         right = column == "MB moved"
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "runs")

@@ -7,20 +7,18 @@ timed. timing.py says how times are taken, providers.py what runs, workloads.py 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import machine, record, report
 from .measure import Session, WrongResult, measure
 from .options import check_arguments, choose_providers, choose_workloads, make_parser
 from .providers import COPY, OURS
 from .record import Row
+from .terminal import Console, make_progress
 from .workloads import OVERHEAD_SHAPE, Workload, weight_workload
 
 BUSY = 0.5  # running processes beside this one, from which on threads wait for their turn
@@ -33,23 +31,18 @@ def run(
     workloads: list[Workload],
     overhead: bool,
     console: Console,
+    save: Callable[[list[Row], bool], None],
 ) -> list[Row]:
+    """`save` gets the rows after each of them, and whether all are there."""
     plan = [(w, dtype, args.direction) for dtype in args.dtype for w in workloads]
     if overhead:
         plan.append(
             (weight_workload(OVERHEAD_SHAPE, "overhead"), args.dtype[0], OVERHEAD_DIRECTIONS)
         )
     rows = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("", total=sum(len(directions) for *_, directions in plan))
+    with make_progress(console) as progress:
+        total = sum(len(directions) for *_, directions in plan)
+        task = progress.add_task("", total=total)
 
         def started(step: str) -> None:
             progress.update(task, description=step)
@@ -57,6 +50,7 @@ def run(
         for workload, dtype, directions in plan:
             for row in measure(session, workload, dtype, directions, started):
                 rows.append(row)
+                save(rows, len(rows) == total)
                 progress.advance(task)
     return rows
 
@@ -106,17 +100,20 @@ def main(argv: list[str]) -> int:
     console = report.make_console()
     report.print_head(console, facts, command, settings)
     session = Session(providers, args.device, args.seconds)
+
+    def save(rows: list[Row], complete: bool) -> None:
+        if args.json:
+            found = record.as_json(rows, providers, facts, command, settings, complete)
+            record.write(args.json, found)
+
     try:
-        rows = run(args, session, workloads, overhead, console)
+        rows = run(args, session, workloads, overhead, console, save)
     except WrongResult as error:
         print(f"python -m bench: error: {error}", file=sys.stderr)
         return 1
     print_results(args, session, rows, console)
     if facts["load"] > BUSY:
         console.print("[yellow]Other processes were running (load above): do not quote this.")
-    if args.json:
-        found = record.as_json(rows, providers, facts, command, settings)
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         from . import plot
 

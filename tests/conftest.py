@@ -1,4 +1,4 @@
-"""Fixtures that force an instruction set, and random weights that are the same in every run."""
+"""Fixtures: a forced instruction set, the CUDA kernels on the CPU, the same random weights."""
 
 import pytest
 import torch
@@ -30,6 +30,26 @@ def isa(request):
     yield request.param
     assert torch_ws.cpu_capability() == request.param, "the test left the forced kernels"
     _C.set_cpu_capability(before)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """The CUDA kernels compiled for the CPU, once for all files: it takes half a minute."""
+    from cuda_stand_in.kernels import Kernels, build, toolkit_includes
+
+    includes = toolkit_includes()
+    if includes is None:
+        pytest.skip("no CUDA toolkit: cuda_fp16.h is not found")
+    return Kernels(build(tmp_path_factory.mktemp("cuda_stand_in"), includes))
+
+
+@pytest.fixture
+def kernels(stand_in):
+    """That, with one thread: to wake others for small references takes longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield stand_in
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

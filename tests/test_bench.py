@@ -107,6 +107,19 @@ def test_copy_moves_the_bytes_of_the_model(dtype, direction):
     assert 2 * sum(copy.nbytes for copy in copies) == moved  # every byte read and written
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float32:bfloat16"])
+def test_elementwise_moves_the_tensors_of_the_direction(dtype):
+    tensors = make_tensors(weight_workload("16x8x3x3"), *DTYPES[dtype], "cpu")
+    (w,), (g,) = tensors.weights, tensors.grads
+
+    def run(direction):
+        return make_call(provider("elementwise"), None, tensors, direction).run(None)
+
+    assert torch.equal(run("forward")[0].abs(), w.to(g.dtype).abs())
+    assert torch.equal(run("backward")[0], w + g)
+    assert [t.dtype for t in run("both")] == [g.dtype, w.dtype]
+
+
 @pytest.mark.parametrize("direction", ["no_grad", "forward", "backward", "both"])
 def test_call_computes_its_direction(direction):
     tensors = make_tensors(weight_workload("16x8"), torch.float32, torch.float32, "cpu")

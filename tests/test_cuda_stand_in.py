@@ -1,53 +1,34 @@
-"""Every CUDA kernel, from its source, on the CPU: cuda_stand_in/ runs it without a GPU."""
+"""Every CUDA kernel, from its source, on the CPU: cuda_stand_in/ runs it without a GPU.
+
+Here every entry of the launch tables; the numerics and many weights at once in the files beside.
+"""
 
 import ctypes
 import math
 
 import pytest
 import torch
-from cuda_stand_in.check import check, run
+from cuda_stand_in.check import run
 from cuda_stand_in.kernels import (
+    BF16,
     DENSE,
-    LARGE,
+    F32,
     NO_LIMIT,
-    SMALL,
     STRUCTS,
     TYPES,
     Guarded,
-    Kernels,
     Layout,
     Shape,
     Strides,
-    Weight,
-    build,
-    toolkit_includes,
 )
 
 NAMES = ["f64", "f32", "f16", "bf16", "f32-f16", "f32-bf16"]
-F32, BF16 = 1, 3
 every_types = pytest.mark.parametrize("types", range(len(TYPES)), ids=NAMES)
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
 # How many entries the launch tables have; test_tables holds this against them.
 ACCESSES = {"vector": 9, "flat": 4, "scalar": 5}
 TIERS = [(access, i) for access, count in ACCESSES.items() for i in range(count)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The references are small: on a busy machine, waking threads for them takes longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    includes = toolkit_includes()
-    if includes is None:
-        pytest.skip("no CUDA toolkit: cuda_fp16.h is not found")
-    return Kernels(build(tmp_path_factory.mktemp("cuda_stand_in"), includes))
 
 
 @both
@@ -69,6 +50,17 @@ def test_tables(kernels, direction, types):
                 assert plan.rows == plan.threads // plan.team * plan.team_rows
 
 
+def rows_for(plan, cols):
+    """A block and a row: threads without a row, and more than one block."""
+    if plan.max_cols == NO_LIMIT:
+        return 2
+    if plan.access == b"flat":
+        return 2048 // cols + 1
+    if plan.access == b"vector" and plan.team == 32:
+        return 130  # more than those for which teams are made larger
+    return plan.rows + 1
+
+
 @pytest.mark.parametrize("access, tier", TIERS, ids=[f"{access}{i}" for access, i in TIERS])
 @both
 @every_types
@@ -84,19 +76,8 @@ def test_every_tier(kernels, direction, types, access, tier):
     middle = (shortest + longest) // 2 // step * step
     layout = {"vector": DENSE, "flat": Layout(offset=1), "scalar": Layout(offset=1, gap=1)}[access]
     layouts = [layout] * (2 if direction == "forward" else 3)
-    # more rows than those for which teams are made larger, where that is an alternative
-    few = access == "vector" and plan.team == 32
     for cols in sorted({shortest, middle, longest}):
-        # A block and a row: threads without a row, and more than one block.
-        rows = (
-            2
-            if split
-            else 130
-            if few
-            else min(plan.rows, 2048 // cols) + 1
-            if access == "flat"
-            else plan.rows + 1
-        )
+        rows = rows_for(plan, cols)
         result = run(kernels, direction, types, rows, cols, layouts=layouts)
         assert result.plan.access.decode() == access
         assert result.plan.name == plan.name and result.plan.max_cols == plan.max_cols
@@ -131,108 +112,19 @@ def test_few_rows_take_larger_teams(kernels, direction):
     assert [plan.team for plan in plans] == [128, 32]
 
 
-# Weights that together take every kind of entry, and two kernels of types besides
-MIXED = [(F32, 64, 147), (F32, 32, 64), (F32, 8, 256), (F32, 130, 512), (F32, 3, 1152)]
-MIXED += [(F32, 4, 4608), (F32, 2, 18432), (F32, 1, 70000), (F32, 40, 9), (BF16, 16, 576)]
-MIXED += [(5, 7, 100), (0, 5, 33), (F32, 1, 16)]
-
-
-def make(direction, types, rows, cols):
-    """A weight of a list with its tensors; some with a gain, some without gradients of it."""
-    weight = (torch.randn(rows, cols) * 0.05 + 0.01).to(TYPES[types][0])
-    gain = torch.randn(rows).to(weight.dtype) if cols % 2 else None
-    if direction == "forward":
-        return (types, weight, gain), {}
-    grad = (torch.randn(rows, cols) + 0.5).to(TYPES[types][1])
-    return (types, grad, weight, gain), {"affine": cols % 3 == 0}
-
-
-@pytest.mark.parametrize("parameter_bytes", [SMALL, LARGE])
 @both
-def test_many_weights_in_one_launch(kernels, direction, parameter_bytes):
-    calls = [make(direction, *shape) for shape in MIXED]
-    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
-    record = kernels.run(direction, weights, parameter_bytes)
-    # float32 in blocks of 128 and of 512 threads, a split row's two, and one for each other type
-    assert record.launches == 2 + 2 + 3
-    for weight, (args, options) in zip(weights, calls, strict=True):
-        alone = getattr(kernels, direction)(*args, **options).tensors
-        for name, tensor in weight.results().items():
-            assert torch.equal(tensor, alone[name]), (name, args[1].shape)
-
-
-@both
-def test_launches_are_as_few_as_hold_all(kernels, direction):
-    for large, parameter_bytes in ((False, SMALL), (True, LARGE)):
-        capacity = kernels.capacity(direction, large)
-        for count in (capacity, capacity + 1):
-            calls = [make(direction, F32, 2, 16) for _ in range(count)]
-            weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
-            record = kernels.run(direction, weights, parameter_bytes)
-            assert record.launches == (1 if count == capacity else 2)
-            for weight, (args, _) in zip(weights, calls, strict=True):
-                alone = (
-                    getattr(kernels, direction)(*args, affine=False)
-                    if direction == "backward"
-                    else kernels.forward(*args)
-                )
-                name = "out" if direction == "forward" else "grad_weight"
-                assert torch.equal(weight.results()[name], alone.tensors[name])
-    # a ResNet-50 has 53; a kernel's parameter of 4 KB is not enough for it, the large one is
-    assert kernels.capacity(direction, large=False) < 53 < kernels.capacity(direction, large=True)
-
-
-@both
-def test_blocks_with_most_work_start_first(kernels, direction):
-    calls = [make(direction, F32, rows, cols) for rows, cols in [(2, 16), (3, 4608), (9, 64)]]
-    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
-    record = kernels.run(direction, weights)
-    assert record.launches == 1 and record.entries == 3
-    by_work = [kernels.run(direction, [weights[i]]).tiers[0] for i in (1, 2, 0)]
-    assert record.tiers[:3] == by_work
-
-
-@both
-def test_empty_weights_are_left_out(kernels, direction):
-    args, options = make(direction, F32, 3, 64)
-    weight = getattr(Weight, direction)(*args, **options)
-    empty = getattr(Weight, direction)(*args, **options)
-    for shape in (Shape(0, 64, 64), Shape(3, 0, 0)):
-        empty.args.shape = shape
-        assert kernels.run(direction, [empty]).launches == 0
-        assert kernels.run(direction, [empty, weight, empty]).entries == 1
-    assert kernels.run(direction, []).launches == 0
-
-
-# A kernel of every kind: part of a warp, where teams share one, a block with its barriers, and one
-# whose rows are split over blocks. Multiples of 16 bytes in every dtype.
-LENGTHS = [40, 1104, 29600]
-
-
-@pytest.mark.parametrize("eps_mode", [0, 1, 2])
-@pytest.mark.parametrize("correction", [0, 1])
-@pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("types", [0, F32], ids=["f64", "f32"])  # the two types of the statistics
-@both
-def test_formulas(kernels, direction, types, center, correction, eps_mode):
-    # eps within the range of the channels' variances, so that "clamp" takes both its branches
-    formula = (2e-3, 1.7, correction, eps_mode, center)
-    dtype = TYPES[types][0]
-    stds = torch.tensor([0.01, 0.03, 0.1])
-    gain, shift = torch.tensor([1.3, -0.7, 0.1]).to(dtype), torch.tensor([0.5, 0, -2]).to(dtype)
-    for cols in LENGTHS:
-        weight = (torch.randn(3, cols) * stds[:, None] + 0.02).to(dtype)
-        grad = (torch.randn(3, cols) + 0.5).to(dtype)
-        for present in (gain, None):
-            rest = (
-                [{"shift": shift}, {}]
-                if direction == "forward"
-                else [{"affine": True}, {"affine": False}]
-            )
-            for kwargs in rest:
-                check(
-                    kernels, direction, types, weight, grad, gain=present, formula=formula, **kwargs
-                )
+def test_plan_of_very_large_weights(kernels, direction):
+    # what memory would not hold, so that no product of sizes overflows before it has to
+    args = STRUCTS[direction]()
+    args.shape = Shape(2**33, 64, 64)
+    assert (
+        kernels.plan(direction, F32, args).blocks
+        == 2**33 // kernels.plan(direction, F32, args).rows
+    )
+    for cols in (2**24, 2**33):
+        args.shape = Shape(1, cols, cols)
+        plan = kernels.plan(direction, F32, args)
+        assert plan.chunks == plan.blocks <= 1024
 
 
 # (run, gap, float32 elements and bfloat16 elements of an access): a transposed convolution of 1x1,
@@ -257,7 +149,7 @@ def test_runs(kernels, direction, run_length, gap, f32, bf16):
     layout = Layout(runs=True, gap=gap)
     for tensors in [(layout,) * 3, (DENSE, layout, DENSE), (layout, DENSE, layout)]:
         layouts = tensors[: 2 if direction == "forward" else 3]
-        for minimum in LENGTHS:
+        for minimum in (40, 1104, 29600):
             # of rows without gaps, too, every one has to start aligned
             unit = math.lcm(run_length, 8)
             cols = -(-minimum // unit) * unit
@@ -301,94 +193,6 @@ def test_choice_of_access(kernels, direction):
     # where one type is wider, the narrower one's accesses are as much smaller
     narrow = "out" if direction == "forward" else "grad"
     assert [access(types=5, **{narrow: at}) for at in (4, 8)] == ["flat", "vector"]
-
-
-@both
-def test_nan_stays_in_its_row(kernels, direction):
-    for cols in LENGTHS:
-        rows = 19 if cols < 64 else 3  # of teams that share warps, of warps, of blocks
-        weight, grad = torch.randn(rows, cols), torch.randn(rows, cols)
-        args = (weight,) if direction == "forward" else (grad, weight)
-        launch = getattr(kernels, direction)
-        clean = launch(F32, *args).tensors
-        for bad in [float("nan"), float("inf")]:
-            for column in [0, cols - 1]:  # the pivot, and any other
-                for spoilt in args:
-                    before = spoilt[1, column].item()
-                    spoilt[1, column] = bad
-                    for name, tensor in launch(F32, *args).tensors.items():
-                        others = torch.arange(rows) != 1
-                        assert torch.equal(tensor[others], clean[name][others])
-                        if name not in ("grad_shift", "grad_gain"):
-                            assert tensor[1].isnan().all()
-                    spoilt[1, column] = before
-
-
-@every_types
-def test_constant_rows_give_exactly_zero(kernels, types):
-    for cols in LENGTHS:
-        # values whose sum is not a multiple of them in floating point, or is infinite
-        dtype = TYPES[types][0]
-        values = torch.tensor([0.1, 1e4 / 3, torch.finfo(dtype).max], dtype=dtype)
-        weight = values[:, None].repeat(1, cols)
-        grad = torch.randn(3, cols).to(TYPES[types][1])
-        for eps in (1e-5, 0.0):
-            for eps_mode in range(3):
-                formula = (eps, 1.0, 0, eps_mode, True)
-                out = kernels.forward(types, weight, formula=formula).tensors["out"]
-                assert torch.equal(out, torch.zeros_like(out))
-                if eps == 0:
-                    result = kernels.backward(types, grad, weight, formula=formula).tensors
-                    assert not result["grad_weight"].any() and not result["grad_gain"].any()
-
-
-@both
-def test_a_row_of_one_element(kernels, direction):
-    weight, grad = torch.randn(20, 1), torch.randn(20, 1)
-    args = (weight,) if direction == "forward" else (grad, weight)
-    result = getattr(kernels, direction)(F32, *args).tensors
-    assert not result["out" if direction == "forward" else "grad_weight"].any()
-    if direction == "backward":
-        assert torch.equal(result["grad_shift"], grad)
-
-
-@pytest.mark.parametrize("ratio", [1e3, 1e5])  # |mean| / std, of w and g; at 1e5 a std is 80 ulp
-@both
-def test_large_mean(kernels, direction, ratio):
-    for cols in LENGTHS:
-        weight, grad = torch.randn(3, cols) + ratio, torch.randn(3, cols) - ratio
-        # F.layer_norm loses most digits here, which is no measure
-        check(kernels, direction, F32, weight, grad, peers=(1e-6, 1e-6))
-
-
-@both
-def test_long_row(kernels, direction):
-    # a plain float32 sum of a million elements would be off by more than PyTorch's
-    run(kernels, direction, F32, 1, 1 << 20)
-
-
-@both
-def test_repeats_are_bitwise_equal(kernels, direction):
-    for cols in LENGTHS:
-        args = [torch.randn(3, cols) for _ in range(1 if direction == "forward" else 2)]
-        first, second = (getattr(kernels, direction)(F32, *args).tensors for _ in range(2))
-        for name, tensor in first.items():
-            assert torch.equal(tensor, second[name])
-
-
-@both
-def test_plan_of_very_large_weights(kernels, direction):
-    # what memory would not hold, so that no product of sizes overflows before it has to
-    args = STRUCTS[direction]()
-    args.shape = Shape(2**33, 64, 64)
-    assert (
-        kernels.plan(direction, F32, args).blocks
-        == 2**33 // kernels.plan(direction, F32, args).rows
-    )
-    for cols in (2**24, 2**33):
-        args.shape = Shape(1, cols, cols)
-        plan = kernels.plan(direction, F32, args)
-        assert plan.chunks == plan.blocks <= 1024
 
 
 @pytest.mark.parametrize(

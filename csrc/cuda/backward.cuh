@@ -31,8 +31,8 @@ __device__ __forceinline__ Slopes<A> slopes_of(const Moments<A>& x, const Backwa
   const A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
   if (writes) {
     const A grad_gain = channel.s * x.dot;
-    if (args.grad_gain) store<1>(static_cast<Weight*>(args.grad_gain) + row, &grad_gain);
-    if (args.grad_shift) store<1>(static_cast<Weight*>(args.grad_shift) + row, &x.sum_g);
+    if (args.grad_gain) store<1, true>(static_cast<Weight*>(args.grad_gain) + row, &grad_gain);
+    if (args.grad_shift) store<1, true>(static_cast<Weight*>(args.grad_shift) + row, &x.sum_g);
   }
   return {x.m, x.mg, factor_w, factor_g, -(x.rg * factor_g + x.r * factor_w)};
 }
@@ -47,7 +47,7 @@ __device__ __forceinline__ void apply(const Slopes<A>& by, A (&w)[kElements],
 }
 
 // A team's rows, from `row` on, as far as there are: weight(k) and grad(k) to to(k) for k < count.
-template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kOnce,
+template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kGlobal,
           class WeightRow, class GradRow, class To>
 __device__ __forceinline__ void backward_rows(const Backward& args, Team<kTeam>& team, int64_t row,
                                               int64_t count, WeightRow weight, GradRow grad,
@@ -59,8 +59,8 @@ __device__ __forceinline__ void backward_rows(const Backward& args, Team<kTeam>&
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
     columns[k] = {team.thread * kGroup, k < count ? cols : 0};
-    read<kOnce>(weight(k), columns[k], 0, w[k]);
-    read<kOnce>(grad(k), columns[k], 0, g[k]);
+    read<kGlobal>(weight(k), columns[k], 0, w[k]);
+    read<kGlobal>(grad(k), columns[k], 0, g[k]);
   }
 #pragma unroll
   for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(weight(k).data[0]) : A(0);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void backward_rows(const Backward& args, Team<kTeam>&
   for (int k = 0; k < kRows; ++k) {
     if (k >= count) break;
     apply(slopes_of<Weight>(x[k], args, row + k, team.thread == 0), w[k], g[k]);
-    write(to(k), columns[k], 0, w[k]);
+    write<kGlobal>(to(k), columns[k], 0, w[k]);
   }
 }
 
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(512, 1)
       read<true>(weight, columns[0], tile, w[0]);
       read<true>(grad, columns[0], tile, g[0]);
       apply(by, w[0], g[0]);
-      write(grad_weight, columns[0], tile, w[0]);
+      write<true>(grad_weight, columns[0], tile, w[0]);
     }
   } else {
     const A pivot[1] = {widen(weight.data[0])};

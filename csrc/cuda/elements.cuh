@@ -62,7 +62,9 @@ __device__ __forceinline__ void load(const T* from, A* values) {
   for (int k = 0; k < kCount; ++k) values[k] = widen(elements[k]);
 }
 
-template <int kCount, class T, class A>
+// With kGlobal, `to` is global memory. The intrinsic keeps the access whole: an assignment of 16 bytes
+// is at times compiled as four of 4.
+template <int kCount, bool kGlobal, class T, class A>
 __device__ __forceinline__ void store(T* to, const A* values) {
   using Access = typename AccessOf<kCount * sizeof(T)>::Type;
   T elements[kCount];
@@ -70,7 +72,11 @@ __device__ __forceinline__ void store(T* to, const A* values) {
   for (int k = 0; k < kCount; ++k) narrow(values[k], elements[k]);
   Access bits;
   memcpy(&bits, elements, sizeof(bits));
-  *reinterpret_cast<Access*>(to) = bits;
+  if constexpr (kGlobal) {
+    __stwb(reinterpret_cast<Access*>(to), bits);
+  } else {
+    *reinterpret_cast<Access*>(to) = bits;
+  }
 }
 
 }  // namespace ws

@@ -39,7 +39,7 @@ __device__ __forceinline__ void apply(const Affine<A>& by, A (&w)[kElements]) {
 }
 
 // A team's rows, from `row` on, as far as there are: from(k) to to(k) for k < count.
-template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kOnce, class From,
+template <class Weight, int kTeam, int kElements, int kRows, int kGroup, bool kGlobal, class From,
           class To>
 __device__ __forceinline__ void forward_rows(const Forward& args, Team<kTeam>& team, int64_t row,
                                              int64_t count, From from, To to) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ void forward_rows(const Forward& args, Team<kTeam>& t
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
     columns[k] = {team.thread * kGroup, k < count ? cols : 0};
-    read<kOnce>(from(k), columns[k], 0, w[k]);
+    read<kGlobal>(from(k), columns[k], 0, w[k]);
   }
 #pragma unroll
   for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(from(k).data[0]) : A(0);
@@ -61,7 +61,7 @@ __device__ __forceinline__ void forward_rows(const Forward& args, Team<kTeam>& t
   for (int k = 0; k < kRows; ++k) {
     if (k >= count) break;
     apply(affine_of<Weight>(x[k], args, row + k), w[k]);
-    write(to(k), columns[k], 0, w[k]);
+    write<kGlobal>(to(k), columns[k], 0, w[k]);
   }
 }
 
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(512, 1)
     for (int64_t tile = begin; tile < end; tile += kStep) {
       read<true>(weight, columns[0], tile, w[0]);
       apply(by, w[0]);
-      write(out, columns[0], tile, w[0]);
+      write<true>(out, columns[0], tile, w[0]);
     }
   } else {
     const A pivot[1] = {widen(weight.data[0])};

@@ -90,12 +90,13 @@ __device__ __forceinline__ void read(const Row<T, Index>& row,
   });
 }
 
-template <class T, class A, int kElements, int kTeam, int kGroup, class Index>
+// With kGlobal, the row is global memory.
+template <bool kGlobal, class T, class A, int kElements, int kTeam, int kGroup, class Index>
 __device__ __forceinline__ void write(const Row<T, Index>& row,
                                       const Columns<kTeam, kGroup, Index>& columns, Index tile,
                                       const A (&values)[kElements]) {
   row.template each<kElements>(columns, tile, [&](T* to, int i) {  //
-    store<kGroup>(to, values + i);
+    store<kGroup, kGlobal>(to, values + i);
   });
 }
 

@@ -64,7 +64,7 @@ struct Stretch {
         [&](int first, int i) {
 #pragma unroll
           for (int k = 0; k < kVec; k += kPart)
-            store<kPart>(tile + phase + first + k, values[i] + k);
+            store<kPart, false>(tile + phase + first + k, values[i] + k);
         },
         [&](int element) { load<1, true>(data + element, tile + phase + element); });
   }
@@ -82,9 +82,9 @@ struct Stretch {
 #pragma unroll
             for (int k = 0; k < kVec; ++k) values[k] = tile[first + k];
           }
-          store<kVec>(data + first, values);
+          store<kVec, true>(data + first, values);
         },
-        [&](int element) { store<1>(data + element, tile + element); });
+        [&](int element) { store<1, true>(data + element, tile + element); });
   }
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -11,8 +12,12 @@ from . import _load  # isort: skip  # first: defines torch.ops.ws
 from . import _C as _C
 from . import reference
 from ._C import cpu_capability
+from .convert import convert
+from .fold import fold
 from .formulas import Formula, formulas
 from .functional import standardize
+from .group import group
+from .hold import hold
 from .many import standardize_many
 from .modules import (
     WSConv1d,
@@ -38,13 +43,20 @@ __all__ = [
     "WSConvTranspose2d",
     "WSConvTranspose3d",
     "WSLinear",
+    "convert",
     "cpu_capability",
+    "fold",
     "formulas",
+    "group",
+    "hold",
     "info",
     "reference",
     "standardize",
     "standardize_many",
 ]
+
+if "torch.distributed.tensor" in sys.modules:  # else it would take far longer than all of torch_ws
+    from . import dtensor as dtensor
 
 
 def info() -> dict[str, object]:

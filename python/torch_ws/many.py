@@ -1,7 +1,7 @@
 """Many weights at once: the list forms of the function, of its autograd node and of the op.
 
-On the CPU all rows of all weights share one parallel region, split by bytes; on CUDA it is a launch
-a weight, from one call. Results are bitwise those of :func:`torch_ws.standardize`.
+On the CPU all rows of all weights share one parallel region, split by bytes; on CUDA they share a
+launch. Results are bitwise those of :func:`torch_ws.standardize`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def standardize_many(
     """Standardizes a list of weights, such as all of a model's, in one call. Differentiable.
 
     Equivalent to ``[standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for ...]``, to the
-    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU (on
-    CUDA a launch a weight), and one node of the autograd graph. That node runs when the gradients
-    of all results are there; a result that gets none costs nothing.
+    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU or one
+    launch on CUDA (a few for hundreds of weights, several dtypes or rows of many thousands), and
+    one node of the autograd graph. That node runs when the gradients of all results are there; a
+    result that gets none costs nothing.
 
     Args:
         weights: tensors as for :func:`standardize`, on one device; shapes and dtypes may differ.
@@ -62,7 +63,7 @@ def standardize_many(
     formulas = _for_each("formula", formula, (str, Formula), count)
     channel_dims = _for_each("channel_dim", channel_dim, int, count)
     try:
-        scalars = _scalars(weights, formulas, channel_dims)
+        scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
         if torch.compiler.is_compiling():
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
@@ -78,7 +79,7 @@ def standardize_many(
         for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
             with _naming(i):
                 check_weight(weight, dim)
-        scalars = _scalars(weights, formulas, channel_dims)
+        scalars = scalars_of(weights, formulas, channel_dims)
         _check_all(weights, gains, shifts, channel_dims, scalars, dtype)
         raise
 
@@ -86,7 +87,8 @@ def standardize_many(
 class StandardizeMany(torch.autograd.Function):
     """One node for all weights, called by :data:`apply_many` with ``(arguments, *tensors)``.
 
-    arguments: the op's ``(channel_dims, formulas, dtype)``; tensors: weights, gains and shifts.
+    arguments: the op's ``(channel_dims, formulas, dtype)``, and optionally the results, where they
+    have been computed before; tensors: weights, gains and shifts.
     """
 
     @staticmethod
@@ -94,14 +96,17 @@ class StandardizeMany(torch.autograd.Function):
         count = len(tensors) // 3
         weights, gains, shifts = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         ctx.save_for_backward(*weights, *gains)
-        ctx.arguments = arguments
+        ctx.arguments = arguments[:3]
         ctx.set_materialize_grads(False)
+        if len(arguments) == 4:
+            return tuple(arguments[3])
         return tuple(raw_forward_many(weights, gains, shifts, *arguments))
 
     @staticmethod
     def backward(ctx, *grads):
         count = len(grads)
-        weights, gains = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: checkpointing allows no second look
+        weights, gains = saved[:count], saved[count:]
         needed = ctx.needs_input_grad[1:]
         channel_dims, formulas, dtype = ctx.arguments
         results = [None] * (3 * count)
@@ -153,7 +158,7 @@ def _for_each(name, value, single, count):
     return list(value)
 
 
-def _scalars(weights, formulas, channel_dims):
+def scalars_of(weights, formulas, channel_dims):
     scalars = []
     for weight, formula, channel_dim in zip(weights, formulas, channel_dims, strict=True):
         formula = resolve(formula)

@@ -4,6 +4,10 @@ Each takes its torch.nn counterpart's arguments, keeps its state_dict keys and d
 of its forward. The parameter `weight` stays what it is; what the layer applies is
 
     standardize(weight, gain, shift, formula=formula)
+
+:meth:`Standardized.standardized_weight` is the one place where it comes from: computed there, or
+kept from before in eval mode (cache.py), or by a provider that computes it for many layers at once
+(group.py, hold.py).
 """
 
 from __future__ import annotations
@@ -13,8 +17,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from ._check import resolve
+from .cache import cacheable, cached
 from .formulas import Formula, formulas
 from .functional import standardize
+
+
+def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
+    """What autocast makes of a float32 weight where it is on; None: nothing, its dtype stays."""
+    device_type = weight.device.type
+    if weight.dtype != torch.float32 or device_type == "meta":  # for which autocast has no answer
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 class Standardized(nn.Module):
@@ -27,11 +42,19 @@ class Standardized(nn.Module):
 
     Under autocast a float32 weight is standardized into autocast's dtype in the same pass.
 
+    In eval mode and without gradients the standardized weight is computed once and kept until the
+    parameters change; ``train()`` and ``eval()`` drop it. Writes through ``.data`` are not noticed.
+
     Raises:
         ValueError, TypeError: as torch.nn's class, and for an unknown formula.
     """
 
     channels: str  # the name of the attribute that counts the output channels
+    channel_dim = 0  # of the tensor that _to_rows returns
+
+    # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
+    _provider = None  # computes for many layers at once, during a pass or a block
+    _cached = None
 
     def __init__(
         self,
@@ -52,21 +75,68 @@ class Standardized(nn.Module):
         self.register_parameter("shift", shift)
 
     def standardized_weight(self) -> torch.Tensor:
-        """The weight that the layer applies, in autocast's dtype where autocast is on."""
-        return self._standardize(self.weight)
+        """The weight that the layer applies, in autocast's dtype where autocast is on.
 
-    def _standardize(self, weight, channel_dim=0):
-        dtype, device_type = None, weight.device.type
-        if weight.dtype == torch.float32 and torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
-        return standardize(
-            weight,
-            self.gain,
-            self.shift,
+        Not to be written to: in eval mode the layer may use the same tensor again.
+        """
+        tensors = self._tensors()
+        dtype = autocast_dtype(tensors[0])
+        if self._provider is not None:
+            result = self._provider.take(self, tensors, dtype)
+            if result is not None:
+                return result
+        if not self.training and cacheable(self, tensors):
+            return cached(self, tensors, dtype)
+        return self._standardize(tensors, dtype)
+
+    def _tensors(self):
+        """(weight, gain, shift); past nn.Module.__getattr__, which takes a microsecond for them."""
+        parameters = self._parameters
+        if "weight" in parameters and "gain" in parameters and "shift" in parameters:
+            return parameters["weight"], parameters["gain"], parameters["shift"]
+        return self.weight, self.gain, self.shift
+
+    def _standardize(self, tensors, dtype):
+        weight, gain, shift = tensors
+        rows = standardize(
+            self._to_rows(weight),
+            gain,
+            shift,
             formula=self.formula,
-            channel_dim=channel_dim,
+            channel_dim=self.channel_dim,
             dtype=dtype,
         )
+        return self._from_rows(rows)
+
+    def _to_rows(self, weight):
+        """The weight, or its elements in an order in which `channel_dim` counts the channels."""
+        return weight
+
+    def _from_rows(self, rows):
+        """The inverse of :meth:`_to_rows`."""
+        return rows
+
+    def __setattr__(self, name, value):
+        if name in ("weight", "gain", "shift"):
+            # fully_shard puts a gathered parameter here for each pass: the same object every time,
+            # in memory that may be the same, with new values that count no version.
+            self.__dict__.pop("_cached", None)
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True):
+        """torch.nn's; also drops the standardized weight that eval mode keeps."""
+        self.__dict__.pop("_cached", None)
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):  # .to(), .cuda(), .double(): let go of the old memory
+        self.__dict__.pop("_cached", None)
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        for name in ("_provider", "_cached"):
+            state.pop(name, None)
+        return state
 
     def extra_repr(self) -> str:
         names = [name for name, formula in formulas.items() if formula == self.formula]
@@ -133,13 +203,20 @@ class _ConvTranspose(Standardized):
     channels = "out_channels"
     convolve: object  # F.conv_transpose1d, 2d or 3d
 
-    def standardized_weight(self) -> torch.Tensor:
+    @property
+    def channel_dim(self):
+        return 1 if self.groups == 1 else 0
+
+    def _to_rows(self, weight):
         if self.groups == 1:
-            return self._standardize(self.weight, channel_dim=1)
+            return weight
         # Output channel (group, o) owns weight[group's inputs, o]: bring the two together.
-        weight = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
-        rows = self._standardize(weight.flatten(0, 1))
-        return rows.unflatten(0, weight.shape[:2]).transpose(1, 2).flatten(0, 1)
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _from_rows(self, rows):
+        if self.groups == 1:
+            return rows
+        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         output_padding = self._output_padding(

@@ -29,6 +29,7 @@ TYPES = [
     (torch.float32, torch.float16),
     (torch.float32, torch.bfloat16),
 ]
+F32, BF16 = 1, 3
 
 
 def struct(name, *fields):

@@ -231,6 +231,11 @@ T __ldcs(const T* address) {
   return *address;
 }
 
+template <class T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
+
 // Called by what -fsanitize=alignment puts before every access.
 extern "C" __attribute__((used)) inline void __ubsan_handle_type_mismatch_v1(void*, void* address) {
   stand_in::Launch::current().fail("an access to " +

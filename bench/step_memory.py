@@ -1,0 +1,42 @@
+"""How much memory a step needs at its worst moment.
+
+Counted are the bytes of tensors as PyTorch's allocators hand them out, on the CPU by its profiler:
+exact, the same in every run, and without what libraries such as oneDNN allocate for themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+
+import torch
+
+
+def peak_bytes(run: Callable[[], None], device: str) -> int:
+    """The most bytes that were allocated at once during `run`, beyond those from before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # the profiler's library would report its start and stop on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        profile.export_chrome_trace(path)
+        with open(path, encoding="utf-8") as file:
+            events = json.load(file)["traceEvents"]
+    allocations = [event for event in events if event["name"] == "[memory]"]
+    allocations.sort(key=lambda event: event["args"]["Ev Idx"])
+    allocated = peak = 0
+    for event in allocations:
+        allocated += event["args"]["Bytes"]  # negative where memory is freed
+        peak = max(peak, allocated)
+    return peak

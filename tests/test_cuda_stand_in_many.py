@@ -1,0 +1,79 @@
+"""Many weights in one CUDA launch, through the stand-in."""
+
+import pytest
+import torch
+from cuda_stand_in.kernels import BF16, F32, LARGE, SMALL, TYPES, Shape, Weight
+
+both = pytest.mark.parametrize("direction", ["forward", "backward"])
+
+# Weights that together take every kind of entry, and two kernels of types besides
+MIXED = [(F32, 64, 147), (F32, 32, 64), (F32, 8, 256), (F32, 130, 512), (F32, 3, 1152)]
+MIXED += [(F32, 4, 4608), (F32, 2, 18432), (F32, 1, 70000), (F32, 40, 9), (BF16, 16, 576)]
+MIXED += [(5, 7, 100), (0, 5, 33), (F32, 1, 16)]
+
+
+def make(direction, types, rows, cols):
+    """A weight of a list with its tensors; some with a gain, some without gradients of it."""
+    weight = (torch.randn(rows, cols) * 0.05 + 0.01).to(TYPES[types][0])
+    gain = torch.randn(rows).to(weight.dtype) if cols % 2 else None
+    if direction == "forward":
+        return (types, weight, gain), {}
+    grad = (torch.randn(rows, cols) + 0.5).to(TYPES[types][1])
+    return (types, grad, weight, gain), {"affine": cols % 3 == 0}
+
+
+@pytest.mark.parametrize("parameter_bytes", [SMALL, LARGE])
+@both
+def test_many_weights_in_one_launch(kernels, direction, parameter_bytes):
+    calls = [make(direction, *shape) for shape in MIXED]
+    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+    record = kernels.run(direction, weights, parameter_bytes)
+    # float32 in blocks of 128 and of 512 threads, a split row's two, and one for each other type
+    assert record.launches == 2 + 2 + 3
+    for weight, (args, options) in zip(weights, calls, strict=True):
+        alone = getattr(kernels, direction)(*args, **options).tensors
+        for name, tensor in weight.results().items():
+            assert torch.equal(tensor, alone[name]), (name, args[1].shape)
+
+
+@both
+def test_launches_are_as_few_as_hold_all(kernels, direction):
+    for large, parameter_bytes in ((False, SMALL), (True, LARGE)):
+        capacity = kernels.capacity(direction, large)
+        for count in (capacity, capacity + 1):
+            calls = [make(direction, F32, 2, 16) for _ in range(count)]
+            weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+            record = kernels.run(direction, weights, parameter_bytes)
+            assert record.launches == (1 if count == capacity else 2)
+            for weight, (args, _) in zip(weights, calls, strict=True):
+                alone = (
+                    getattr(kernels, direction)(*args, affine=False)
+                    if direction == "backward"
+                    else kernels.forward(*args)
+                )
+                name = "out" if direction == "forward" else "grad_weight"
+                assert torch.equal(weight.results()[name], alone.tensors[name])
+    # a ResNet-50 has 53; a kernel's parameter of 4 KB is not enough for it, the large one is
+    assert kernels.capacity(direction, large=False) < 53 < kernels.capacity(direction, large=True)
+
+
+@both
+def test_blocks_with_most_work_start_first(kernels, direction):
+    calls = [make(direction, F32, rows, cols) for rows, cols in [(2, 16), (3, 4608), (9, 64)]]
+    weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
+    record = kernels.run(direction, weights)
+    assert record.launches == 1 and record.entries == 3
+    by_work = [kernels.run(direction, [weights[i]]).tiers[0] for i in (1, 2, 0)]
+    assert record.tiers[:3] == by_work
+
+
+@both
+def test_empty_weights_are_left_out(kernels, direction):
+    args, options = make(direction, F32, 3, 64)
+    weight = getattr(Weight, direction)(*args, **options)
+    empty = getattr(Weight, direction)(*args, **options)
+    for shape in (Shape(0, 64, 64), Shape(3, 0, 0)):
+        empty.args.shape = shape
+        assert kernels.run(direction, [empty]).launches == 0
+        assert kernels.run(direction, [empty, weight, empty]).entries == 1
+    assert kernels.run(direction, []).launches == 0

@@ -1,0 +1,111 @@
+"""The CUDA kernels' formulas, degenerate rows and rounding, through the stand-in."""
+
+import pytest
+import torch
+from cuda_stand_in.check import check, run
+from cuda_stand_in.kernels import F32, TYPES
+
+both = pytest.mark.parametrize("direction", ["forward", "backward"])
+
+# A kernel of every kind: part of a warp, where teams share one, a block with its barriers, and one
+# whose rows are split over blocks. Multiples of 16 bytes in every dtype.
+LENGTHS = [40, 1104, 29600]
+
+
+@pytest.mark.parametrize("eps_mode", [0, 1, 2])
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("types", [0, F32], ids=["f64", "f32"])  # the two types of the statistics
+@both
+def test_formulas(kernels, direction, types, center, correction, eps_mode):
+    # eps within the range of the channels' variances, so that "clamp" takes both its branches
+    formula = (2e-3, 1.7, correction, eps_mode, center)
+    dtype = TYPES[types][0]
+    stds = torch.tensor([0.01, 0.03, 0.1])
+    gain, shift = torch.tensor([1.3, -0.7, 0.1]).to(dtype), torch.tensor([0.5, 0, -2]).to(dtype)
+    for cols in LENGTHS:
+        weight = (torch.randn(3, cols) * stds[:, None] + 0.02).to(dtype)
+        grad = (torch.randn(3, cols) + 0.5).to(dtype)
+        for present in (gain, None):
+            rest = (
+                [{"shift": shift}, {}]
+                if direction == "forward"
+                else [{"affine": True}, {"affine": False}]
+            )
+            for kwargs in rest:
+                check(
+                    kernels, direction, types, weight, grad, gain=present, formula=formula, **kwargs
+                )
+
+
+@both
+def test_nan_stays_in_its_row(kernels, direction):
+    for cols in LENGTHS:
+        rows = 19 if cols < 64 else 3  # of teams that share warps, of warps, of blocks
+        weight, grad = torch.randn(rows, cols), torch.randn(rows, cols)
+        args = (weight,) if direction == "forward" else (grad, weight)
+        launch = getattr(kernels, direction)
+        clean = launch(F32, *args).tensors
+        for bad in [float("nan"), float("inf")]:
+            for column in [0, cols - 1]:  # the pivot, and any other
+                for spoilt in args:
+                    before = spoilt[1, column].item()
+                    spoilt[1, column] = bad
+                    for name, tensor in launch(F32, *args).tensors.items():
+                        others = torch.arange(rows) != 1
+                        assert torch.equal(tensor[others], clean[name][others])
+                        if name not in ("grad_shift", "grad_gain"):
+                            assert tensor[1].isnan().all()
+                    spoilt[1, column] = before
+
+
+@pytest.mark.parametrize("types", range(len(TYPES)))
+def test_constant_rows_give_exactly_zero(kernels, types):
+    for cols in LENGTHS:
+        # values whose sum is not a multiple of them in floating point, or is infinite
+        dtype = TYPES[types][0]
+        values = torch.tensor([0.1, 1e4 / 3, torch.finfo(dtype).max], dtype=dtype)
+        weight = values[:, None].repeat(1, cols)
+        grad = torch.randn(3, cols).to(TYPES[types][1])
+        for eps in (1e-5, 0.0):
+            for eps_mode in range(3):
+                formula = (eps, 1.0, 0, eps_mode, True)
+                out = kernels.forward(types, weight, formula=formula).tensors["out"]
+                assert torch.equal(out, torch.zeros_like(out))
+                if eps == 0:
+                    result = kernels.backward(types, grad, weight, formula=formula).tensors
+                    assert not result["grad_weight"].any() and not result["grad_gain"].any()
+
+
+@both
+def test_a_row_of_one_element(kernels, direction):
+    weight, grad = torch.randn(20, 1), torch.randn(20, 1)
+    args = (weight,) if direction == "forward" else (grad, weight)
+    result = getattr(kernels, direction)(F32, *args).tensors
+    assert not result["out" if direction == "forward" else "grad_weight"].any()
+    if direction == "backward":
+        assert torch.equal(result["grad_shift"], grad)
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e5])  # |mean| / std, of w and g; at 1e5 a std is 80 ulp
+@both
+def test_large_mean(kernels, direction, ratio):
+    for cols in LENGTHS:
+        weight, grad = torch.randn(3, cols) + ratio, torch.randn(3, cols) - ratio
+        # F.layer_norm loses most digits here, which is no measure
+        check(kernels, direction, F32, weight, grad, peers=(1e-6, 1e-6))
+
+
+@both
+def test_long_row(kernels, direction):
+    # a plain float32 sum of a million elements would be off by more than PyTorch's
+    run(kernels, direction, F32, 1, 1 << 20)
+
+
+@both
+def test_repeats_are_bitwise_equal(kernels, direction):
+    for cols in LENGTHS:
+        args = [torch.randn(3, cols) for _ in range(1 if direction == "forward" else 2)]
+        first, second = (getattr(kernels, direction)(F32, *args).tensors for _ in range(2))
+        for name, tensor in first.items():
+            assert torch.equal(tensor, second[name])

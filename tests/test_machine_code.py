@@ -1,0 +1,191 @@
+"""No CUDA kernel spills or has a stack frame, and all make the accesses that they should."""
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import machine_code
+import pytest
+import torch_ws
+from machine_code import Kernel, count_memory, local_memory, narrow_accesses, parse_resources, read
+
+LIBRARY = Path(torch_ws.__file__).parent / "libws_cuda.so"
+ARCHITECTURES = machine_code.default_architectures()
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def tools():
+    found = machine_code.find_tools()
+    if found is None:
+        pytest.skip(
+            "no cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(tools):
+    """Every kernel, by architecture; compiles what the library lacks."""
+    if not torch_ws.info()["cuda_build"]:
+        pytest.skip("built without CUDA")
+    built, commands = machine_code.architectures_of(LIBRARY, tools), machine_code.build_commands()
+    folder = machine_code.ROOT / "build" / "machine-code"
+
+    def kernels_of(architecture):
+        if architecture in built:
+            return read(LIBRARY, architecture, tools)
+        folder.mkdir(parents=True, exist_ok=True)
+        cubins = (
+            machine_code.compile_cubin(source, command, architecture, folder)
+            for source, command in commands.items()
+        )
+        return [kernel for cubin in cubins for kernel in read(cubin, architecture, tools)]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(ARCHITECTURES, pool.map(kernels_of, ARCHITECTURES), strict=True))
+
+
+@pytest.fixture
+def of_architecture(kernels, architecture):
+    if not kernels[architecture]:
+        pytest.skip(f"built without {architecture}, in a folder that is gone: use pip install -e")
+    return kernels[architecture]
+
+
+@every_architecture
+def test_every_pair_of_types_is_there(of_architecture):
+    pairs = [(name, name) for name in machine_code.TYPES]
+    pairs += [("f", "6__half"), ("f", "13__nv_bfloat16")]
+    expected = {(direction, *pair) for direction in ("forward", "backward") for pair in pairs}
+    assert {kernel.signature for kernel in of_architecture} == expected
+    assert all(kernel.memory for kernel in of_architecture)  # none was missed in the machine code
+
+
+@every_architecture
+def test_registers_alone(of_architecture):
+    assert not [found for kernel in of_architecture if (found := local_memory(kernel))]
+
+
+@every_architecture
+def test_wide_accesses(of_architecture):
+    assert not [found for kernel in of_architecture for found in narrow_accesses(kernel)]
+
+
+# --- the gate itself: it fails when it should
+
+# A stack frame (an array indexed at run time), spills (more live values than there are registers
+# for 2048 threads), and scalar accesses where the name promises 16 bytes.
+TOY = """
+#include <cuda_bf16.h>
+namespace ws {
+template <class Weight, class Out, int kThreads>
+__global__ void forward_kernel(const float* w, float* out, const int* order) {
+  float values[64];
+  for (int k = 0; k < 64; ++k) values[order[k]] = w[k * blockDim.x + threadIdx.x];
+  out[threadIdx.x] = values[order[threadIdx.x]];
+}
+template <class Weight, class Out, int kThreads>
+__global__ void __launch_bounds__(1024, 2) backward_kernel(const float4* w, float4* out) {
+  float4 values[24];
+#pragma unroll
+  for (int k = 0; k < 24; ++k) values[k] = w[k * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < 24; ++k) out[k * 1024 + threadIdx.x] = values[23 - k];
+}
+template __global__ void forward_kernel<float, __nv_bfloat16, 128>(const float*, float*,
+                                                                   const int*);
+template __global__ void backward_kernel<double, double, 128>(const float4*, float4*);
+}  // namespace ws
+"""
+
+
+def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
+    command = next(iter(machine_code.build_commands().values()), [shutil.which("nvcc")])
+    if command[0] is None:
+        pytest.skip("no nvcc")
+    source, cubin = tmp_path / "toy.cu", tmp_path / "toy.cubin"
+    source.write_text(TOY)
+    subprocess.run([command[0], "-cubin", "-arch=sm_90", source, "-o", cubin], check=True)
+    forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "backward" in k.name)
+    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: [(128, False, 6)])
+    assert forward.signature == ("forward", "f", "13__nv_bfloat16")
+    assert forward.stack >= 256 and "a stack frame of 256 bytes" in local_memory(forward)
+    assert any("0 LDG of 16 bytes" in problem for problem in narrow_accesses(forward))
+    assert any("0 STG of 8 bytes" in problem for problem in narrow_accesses(forward))
+    assert backward.signature == ("backward", "d", "d")
+    assert "STL" in local_memory(backward)
+    assert not narrow_accesses(backward)  # 24 of each, as the table asks for
+
+
+# As cuobjdump 13 prints them, shortened.
+RESOURCES = """
+ Function _ZN2ws21backward_split_kernelIf6__halfLi8ELb1EEEvNS_5SplitINS_8BackwardEEE:
+  REG:66 STACK:16 SHARED:1216 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+MACHINE_CODE = """
+		Function : _ZN2ws21backward_split_kernelIf6__halfLi8ELb1EEEvNS_5SplitINS_8BackwardEEE
+        /*0060*/                   UIMAD.WIDE.U32 UR4, UR6, UR7, UR4 ;   /* 0x00000007060472a5 */
+                                                                         /* 0x001fcc000f8e0004 */
+        /*00d0*/              @!P0 LDG.E.EF.128 R4, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
+        /*00e0*/                   LDG.E.EF.64 R8, desc[UR8][R2.64] ;    /* 0x0000000002177381 */
+        /*1230*/             @!UP1 STG.E.128.SYS [R2], R4 ;              /* 0x0000000002177381 */
+        /*1240*/                   STL [R1+0x4], R8 ;                    /* 0x0000000002177381 */
+        /*1250*/                   LDGSTS.E.128 [R1], [R4.64] ;          /* 0x0000000002177381 */
+"""
+
+
+def test_parsing():
+    kernels = parse_resources(RESOURCES.splitlines(), "sm_90")
+    count_memory(MACHINE_CODE.splitlines(), kernels)
+    (kernel,) = kernels.values()
+    assert kernel.signature == ("backward", "f", "6__half")
+    assert (kernel.stack, kernel.local) == (16, 0)
+    assert kernel.memory == Counter(
+        ["LDG.E.EF.128", "LDG.E.EF.64", "STG.E.128.SYS", "STL", "LDGSTS.E.128"]
+    )
+    assert (kernel.count("LDG", 16), kernel.count("LDG", 8), kernel.count("STG", 16)) == (1, 2, 1)
+    assert local_memory(kernel) == (
+        f"sm_90 {kernel.name}: a stack frame of 16 bytes, 0 bytes of local memory (1 STL)"
+    )
+
+
+BATCH = "NS_5BatchINS_7ForwardELi4096EEEEEvT2_"
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        # blocks of 128: two entries, of 2 and 4 groups, each with a path for runs; a type that
+        # comes twice is abbreviated
+        (f"14forward_kernelI6__halfS1_Li128E{BATCH}", {"LDG.E.128": 12, "STG.E.128": 12}),
+        (f"14forward_kernelIddLi512E{BATCH}", {"LDG.E.128": 10, "STG.E.128": 10}),
+        # float32 to bfloat16: 4 elements, 8 bytes of the result and of its gradient
+        (f"14forward_kernelIf13__nv_bfloat16Li128E{BATCH}", {"LDG.E.128": 12, "STG.E.64": 12}),
+        (
+            f"15backward_kernelIf13__nv_bfloat16Li512E{BATCH}",
+            {"LDG.E.128": 10, "LDG.E.64": 10, "STG.E.128": 10},
+        ),
+        (f"15backward_kernelIffLi512E{BATCH}", {"LDG.E.128": 20, "STG.E.128": 10}),
+        # split rows: the sums only read; the second such entry is that of scalar accesses
+        ("20forward_split_kernelIffLi8ELb1EEEv", {"LDG.E.128": 6, "STG.E.128": 6}),
+        ("20forward_split_kernelIffLi8ELb0EEEv", {"LDG.E.128": 6}),
+        ("20forward_split_kernelIffLi17ELb1EEEv", {}),
+    ],
+)
+def test_expected_accesses(name, needed, monkeypatch):
+    table = [(128, False, 2), (128, False, 4), (512, False, 5), (512, True, 3)]
+    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: table)
+    assert not narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, Counter(needed)))
+    for opcode in needed:
+        fewer = Counter(needed) - Counter([opcode])
+        assert narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, fewer))
+
+
+def test_a_kernel_without_a_known_name_is_not_passed_over():
+    with pytest.raises(KeyError, match="neither a forward_kernel nor a backward_kernel"):
+        narrow_accesses(Kernel("sm_90", "_ZN2ws11copy_kernelIfEEv", 0, 0))
