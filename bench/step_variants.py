@@ -162,6 +162,7 @@ class Trainer:
                 ):
                     loss = F.cross_entropy(self.forward(images), labels)
                 (loss / len(micro_batches)).backward()
+                del loss  # what is left of its graph refers to held weights
 
     def take_gradients(self) -> dict[str, torch.Tensor]:
         """The parameters' gradients by name, which are then cleared."""

@@ -183,6 +183,7 @@ class Hold:
         try:
             if error is None:
                 self._check_unchanged()
+                self._leaves = {}  # or they would be there beside the gradients of both kinds
                 self._backward()
         finally:
             for held in self._held.values():

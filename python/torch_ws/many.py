@@ -60,6 +60,8 @@ def standardize_many(
         return []
     gains = [None] * count if gains is None else _listed("gains", gains, count)
     shifts = [None] * count if shifts is None else _listed("shifts", shifts, count)
+    if isinstance(formula, str):
+        formula = resolve(formula)  # once
     formulas = _for_each("formula", formula, (str, Formula), count)
     channel_dims = _for_each("channel_dim", channel_dim, int, count)
     try:
