@@ -16,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 OUT ?= build/gpu
-# Enough for GPUs from 8.0 on, and compiled in a minute or two; pip install builds for all.
+# Enough for GPUs from 8.0 on, and compiled in some three minutes; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
