@@ -55,3 +55,11 @@ def kernels(stand_in):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Forgets what torch.compile knows, before a test and after it."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

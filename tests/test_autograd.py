@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch_ws
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 from torch_ws import formulas, reference, standardize
@@ -179,25 +178,6 @@ def test_compile_refuses_what_eager_refuses():
     fast = compiled(lambda w: standardize(w))
     with pytest.raises(Exception, match="at least 2 dimensions"):
         fast(torch.randn(5))
-
-
-def test_export(tmp_path):
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch_ws.WSConv2d(3, 8, 3, gain=True)
-
-        def forward(self, x):
-            return self.conv(x)
-
-    model, x = Model().eval(), torch.randn(2, 3, 8, 8)
-    program = torch.export.export(model, (x,))
-    assert any("ws.standardize" in str(node.target) for node in program.graph.nodes)
-    torch.export.save(program, tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2")
-    assert torch.equal(loaded.module()(x), model(x))
-    decomposed = program.run_decompositions()
-    assert torch.equal(decomposed.module()(x), model(x))
 
 
 def test_checkpoint():

@@ -214,6 +214,18 @@ def test_subclasses_are_left_alone_with_a_warning(layer, cls):
         torch_ws.convert(model, linear=True, skip=[type(layer)])
 
 
+def test_what_is_parametrized_by_us_stays_as_layers_of_ours_do():
+    model = nn.Sequential(
+        torch_ws.parametrize(nn.Conv2d(1, 2, 3)), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1)
+    )
+    quietly(model)
+    assert type(model[1]) is torch_ws.WSConv2d
+    assert not isinstance(model[0], Standardized)
+    torch.testing.assert_close(
+        model[0].weight, torch_ws.standardize(model[0].parametrizations.weight.original)
+    )
+
+
 def test_attention_is_left_alone_whatever_its_projection_is():
     attention = nn.MultiheadAttention(4, 2)
     attention.out_proj = nn.Linear(4, 4)  # still read by its parent

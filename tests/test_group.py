@@ -184,22 +184,6 @@ def test_a_model_whose_forward_is_replaced():
         torch_ws.group(model)
 
 
-def test_export(pair):
-    """A program of a grouped model has the launch in it, and sees the parameters it is given."""
-    model, judge, x = pair
-    torch_ws.group(model)
-    model(x)
-    program = torch.export.export(model, (x,))
-    targets = [str(node.target) for node in program.graph.nodes]
-    assert [t for t in targets if t.startswith("ws.")] == ["ws.standardize_many.default"]
-    module = program.module()
-    with torch.no_grad():
-        for net in (module, judge):
-            net.get_parameter("stem.weight").mul_(torch.linspace(1, 2, 3).view(3, 1, 1))
-    torch.testing.assert_close(module(x), judge(x))
-    assert all("_provider" not in m.__dict__ for m in model.modules())
-
-
 def test_grouping_twice():
     model = nn.Sequential(network(), network())
     inner = torch_ws.group(model[0])

@@ -10,9 +10,13 @@ import torch
 
 from . import _load  # isort: skip  # first: defines torch.ops.ws
 from . import _C as _C
-from . import reference
+from . import checkpoints, reference
 from ._C import cpu_capability
+from .adopt import adopt
+from .batch_channel_norm import BatchChannelNorm1d, BatchChannelNorm2d, BatchChannelNorm3d
 from .convert import convert
+from .decompositions import decompositions
+from .estimated_batch_norm import EstimatedBatchNorm
 from .fold import fold
 from .formulas import Formula, formulas
 from .functional import standardize
@@ -28,6 +32,7 @@ from .modules import (
     WSConvTranspose3d,
     WSLinear,
 )
+from .parametrize import parametrize
 
 try:
     __version__ = version("torch-ws")
@@ -35,6 +40,10 @@ except PackageNotFoundError:  # a source tree on sys.path
     __version__ = "unknown"
 
 __all__ = [
+    "BatchChannelNorm1d",
+    "BatchChannelNorm2d",
+    "BatchChannelNorm3d",
+    "EstimatedBatchNorm",
     "Formula",
     "WSConv1d",
     "WSConv2d",
@@ -43,13 +52,17 @@ __all__ = [
     "WSConvTranspose2d",
     "WSConvTranspose3d",
     "WSLinear",
+    "adopt",
+    "checkpoints",
     "convert",
     "cpu_capability",
+    "decompositions",
     "fold",
     "formulas",
     "group",
     "hold",
     "info",
+    "parametrize",
     "reference",
     "standardize",
     "standardize_many",

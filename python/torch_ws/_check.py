@@ -7,6 +7,7 @@ until an op has refused its arguments (see functional.py).
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 
@@ -113,3 +114,16 @@ def check(
                 f"dtype must be {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
                 f"weight, got {_name(dtype)}"
             )
+
+
+def refuse_fusion(layer, function) -> None:
+    """Raises where a function that fuses batch normalization into a convolution sets its weight.
+
+    torch.nn.utils.fusion.fuse_conv_bn_eval and its like scale a copy's weight, which the copy then
+    standardizes: the scale would be lost without a word.
+    """
+    if re.search("(^|_)fuse", function):
+        raise RuntimeError(
+            f"{function} would scale the weight that {type(layer).__name__} standardizes after it, "
+            "and the scale would be lost: call torch_ws.fold on the model first, then fuse"
+        )

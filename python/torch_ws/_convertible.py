@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .modules import Standardized
+from .parametrize import WeightStandardization
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -59,6 +60,15 @@ def skipped(model, skip, classes):
     return {below for module in found for below in module.modules()}
 
 
+def standardizes(layer):
+    """True for our classes, and where torch_ws.parametrize has been at the weight."""
+    if isinstance(layer, Standardized):
+        return True
+    return parametrize.is_parametrized(layer, "weight") and any(
+        isinstance(one, WeightStandardization) for one in layer.parametrizations["weight"]
+    )
+
+
 def own_class(layer):
     """The layer's class as its author knows it: before parametrization, after lazy set-up."""
     return getattr(layer, "cls_to_become", None) or parametrize.type_before_parametrizations(layer)
@@ -75,13 +85,15 @@ def check_layer(layer):
     if parametrize.is_parametrized(layer):
         raise ValueError(
             f"is parametrized ({', '.join(layer.parametrizations)}): skip it, or first call "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "torch.nn.utils.parametrize.remove_parametrizations; torch_ws.adopt takes over "
+            "weight_norm's and composer's layers"
         )
     weight = layer._parameters.get("weight")
     if weight is None:
         raise ValueError(
             "its weight is not a parameter but made anew for each call, as by weight_norm, "
-            "spectral_norm or pruning: skip it, or first remove that"
+            "spectral_norm or pruning: skip it, or first remove that; torch_ws.adopt takes over "
+            "weight_norm's layers"
         )
     if is_lazy(weight):
         raise ValueError("is not initialized: skip it, or first run the model once")
@@ -98,7 +110,7 @@ def refuse_wrapped(model, plan):
             state = "in DistributedDataParallel" if wrapped else "sharded"
             raise ValueError(
                 f"{called(step.name, step.layer)}: is {state} already, and a new gain or shift "
-                "would not be: convert the model first"
+                "would not be: wrap or shard the model after this"
             )
 
 
@@ -111,7 +123,9 @@ def warn(model, plan, left_alone, formula, linear):
     if left_alone:
         say(
             f"convert left alone {few(left_alone)}: only torch.nn's own classes are converted, "
-            "and not inside nn.MultiheadAttention. Put them in skip if that is meant."
+            "and not inside nn.MultiheadAttention. Put them in skip if that is meant. "
+            "torch_ws.adopt knows layers of timm, mmcv and others; torch_ws.parametrize takes any "
+            "tensor."
         )
     if not plan and not any(isinstance(module, Standardized) for module in model.modules()):
         layers = "convolutions or linear layers" if linear else "convolutions (see linear=True)"

@@ -23,9 +23,10 @@ from ._convertible import (
     own_class,
     refuse_wrapped,
     skipped,
+    standardizes,
     warn,
 )
-from .formulas import EPS_MODES, Formula
+from .formulas import Formula, denominator
 from .modules import Standardized
 
 CONVOLUTIONS = {
@@ -64,8 +65,8 @@ def convert(
     Equivalent to replacing every ``nn.Conv2d`` by a :class:`torch_ws.WSConv2d` that has the same
     Parameter objects, and so on for 1-d, 3-d and transposed convolutions, the root included. Names,
     state_dict keys, hooks, dtypes, devices, memory formats, ``training`` and ``requires_grad``
-    stay, and an optimizer made before keeps its state. Layers that are weight-standardized already
-    stay as they are.
+    stay, and an optimizer made before keeps its state. Layers that are weight-standardized already,
+    also by :func:`torch_ws.parametrize`, stay as they are.
 
     Layers of exactly torch.nn's classes are converted. Subclasses, whose forward may do anything,
     are left alone with a warning, and so are the projections inside ``nn.MultiheadAttention``,
@@ -113,7 +114,7 @@ def convert(
     attention = inside_attention(model)
     plan, left_alone = [], []
     for name, layer in model.named_modules():
-        if not isinstance(layer, tuple(classes)) or isinstance(layer, Standardized):
+        if not isinstance(layer, tuple(classes)) or standardizes(layer):
             continue
         if layer in to_skip:
             logger.info("%s: skipped", called(name, layer))
@@ -132,7 +133,7 @@ def convert(
         step.layer.formula = formula
         step.layer.register_parameter("gain", step.gain)
         step.layer.register_parameter("shift", step.shift)
-    _disable_fused(model)
+    disable_fused(model)
     return model
 
 
@@ -156,7 +157,7 @@ def _plan(name, layer, classes, formula, gain, shift, preserve):
 def channel_rows(layer, weight):
     """The weight as one row an output channel."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+        weight = modules.regrouped(weight, layer.groups)
     return weight.flatten(1)
 
 
@@ -192,15 +193,10 @@ def _preserving(rows, eps, eps_mode, correction, center, scale):
     mean = rows[:, 0] + (rows - rows[:, :1]).mean(1)  # exact for a constant channel
     centered = rows - mean[:, None] if center else rows
     var = centered.square().sum(1) / (rows.shape[1] - correction)
-    d = {
-        "std": lambda: var.sqrt() + eps,
-        "var": lambda: (var + eps).sqrt(),
-        "clamp": lambda: var.clamp(min=eps).sqrt(),
-    }[EPS_MODES[eps_mode]]()
-    return d / scale, mean
+    return denominator(var, eps, eps_mode) / scale, mean
 
 
-def _disable_fused(model):
+def disable_fused(model):
     for module in model.modules():
         for cls, attribute in FUSED.items():
             if (

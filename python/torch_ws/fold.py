@@ -138,7 +138,8 @@ def _warn_of_rest(model):
     ]
     if remaining:
         warnings.warn(
-            f"fold leaves {few(remaining)}: the model still needs torch_ws",
+            f"fold leaves {few(remaining)}: the model still needs torch_ws. "
+            "(torch.nn.utils.parametrize.remove_parametrizations undoes torch_ws.parametrize.)",
             UserWarning,
             stacklevel=3,
         )

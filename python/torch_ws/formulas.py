@@ -90,6 +90,14 @@ class Formula:
         )
 
 
+def denominator(var, eps: float, eps_mode: int):
+    """A formula's d for a tensor of variances; `eps_mode` is an index into :data:`EPS_MODES`."""
+    mode = EPS_MODES[eps_mode]
+    if mode == "std":
+        return var.sqrt() + eps
+    return (var + eps if mode == "var" else var.clamp(min=eps)).sqrt()
+
+
 formulas: Mapping[str, Formula] = MappingProxyType(
     {
         # Qiao et al. 2019 as commonly stated; big_vision bit.py, vision_transformer

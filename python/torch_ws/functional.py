@@ -59,7 +59,7 @@ def standardize(
         resolved = resolve(formula)
         scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             eps, eps_mode, correction, center, scale = scalars
             return torch.ops.ws.standardize(
                 weight,

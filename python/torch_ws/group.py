@@ -151,7 +151,7 @@ def _members(model) -> dict:
     """The layers that a pass can compute for, with their tensors and the dtype of the result."""
     members: dict = {}
     if not torch.compiler.is_compiling() and (
-        torch.is_inference_mode_enabled() or needs_reference()
+        torch.is_inference_mode_enabled() or needs_reference() or torch.jit.is_tracing()
     ):
         return members
     for layer in standardized_layers(model):

@@ -13,7 +13,7 @@ import torch
 from . import reference
 from ._check import check, check_weight, resolve
 from .formulas import Formula
-from .functional import fan_in_of
+from .functional import fan_in_of, standardize
 from .ops import differentiable_backward, direct, library, needs_reference
 
 Tensor = torch.Tensor
@@ -64,6 +64,11 @@ def standardize_many(
         formula = resolve(formula)  # once
     formulas = _for_each("formula", formula, (str, Formula), count)
     channel_dims = _for_each("channel_dim", channel_dim, int, count)
+    if torch.jit.is_tracing():  # TorchScript's lists of tensors have no None in them
+        each = zip(weights, gains, shifts, formulas, channel_dims, strict=True)
+        return [
+            standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for w, g, s, f, d in each
+        ]
     try:
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)

@@ -12,11 +12,13 @@ kept from before in eval mode (cache.py), or by a provider that computes it for 
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._check import resolve
+from ._check import refuse_fusion, resolve
 from .cache import cacheable, cached
 from .formulas import Formula, formulas
 from .functional import standardize
@@ -30,6 +32,14 @@ def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+def regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """A transposed convolution's weight with output channels first, and back: its own inverse.
+
+    (groups * inputs, outputs, ...) becomes (groups * outputs, inputs, ...).
+    """
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class Standardized(nn.Module):
@@ -121,6 +131,8 @@ class Standardized(nn.Module):
             # fully_shard puts a gathered parameter here for each pass: the same object every time,
             # in memory that may be the same, with new values that count no version.
             self.__dict__.pop("_cached", None)
+            if not torch.compiler.is_compiling():
+                refuse_fusion(self, sys._getframe(1).f_code.co_name)
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True):
@@ -208,15 +220,9 @@ class _ConvTranspose(Standardized):
         return 1 if self.groups == 1 else 0
 
     def _to_rows(self, weight):
-        if self.groups == 1:
-            return weight
-        # Output channel (group, o) owns weight[group's inputs, o]: bring the two together.
-        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        return weight if self.groups == 1 else regrouped(weight, self.groups)
 
-    def _from_rows(self, rows):
-        if self.groups == 1:
-            return rows
-        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+    _from_rows = _to_rows
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         output_padding = self._output_padding(

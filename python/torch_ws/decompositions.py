@@ -1,0 +1,51 @@
+"""The ops as plain PyTorch operations, for exporters and for programs that run without torch_ws.
+
+`torch.export` keeps ws::standardize as one op. :func:`decompositions` replaces it afterwards. The
+ONNX exporter knows the same from PyTorch's own table of decompositions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch._decomp import register_decomposition
+
+from .many import _reference_many
+from .ops import _DEFAULTS
+from .reference import standardize_op
+
+
+def _standardize(weight, gain=None, shift=None, **options):
+    return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+
+
+def _many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    return _reference_many(weights, gains, shifts, channel_dims, formulas, dtype)
+
+
+_TABLE = {
+    torch.ops.ws.standardize.default: _standardize,
+    torch.ops.ws.standardize_many.default: _many,
+    # what the two become when torch.export goes below autograd
+    torch.ops.ws.forward.default: standardize_op,
+    torch.ops.ws.forward_many.default: _many,
+}
+
+for _op, _decomposition in _TABLE.items():
+    register_decomposition(_op)(_decomposition)  # here torch.onnx.export looks
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
+
+    The program then needs no torch_ws where it is loaded; it is no longer as fast::
+
+        program = torch.export.export(model.eval(), (x,))
+        plain = program.run_decompositions(torch_ws.decompositions())
+
+    Returns:
+        A new dict: an op of `torch.ops.ws` -> the function that :mod:`torch_ws.reference` has for
+        it. Merge it with ``torch.export.default_decompositions()`` for core ATen throughout.
+    """
+    return dict(_TABLE)

@@ -1,0 +1,195 @@
+"""Batch normalization by running estimates, in training too: for batches of one or two.
+
+A batch of one has no statistics worth normalizing by. Its statistics move estimates instead, and
+the estimates normalize. No gradient flows through them, so the backward pass is that of a fixed
+affine map, and PyTorch's own kernel for batch normalization in evaluation is all that is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
+class EstimatedBatchNorm(nn.Module):
+    r"""Batch normalization by running estimates of mean and variance, in training too.
+
+    With r the rate, x the input, and mean(.) over all its dimensions but the channels'::
+
+        running_var  <- (1 - r) * running_var  + r * mean((x - running_mean) ** 2)
+        running_mean <- (1 - r) * running_mean + r * mean(x)
+        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+
+    in this order: the squares are taken about the mean from before the update, and a batch is
+    normalized by estimates that have seen it. The estimates are constants to autograd; in eval mode
+    they stay what they are. Equivalent to, in training and for a 4-dimensional x::
+
+        with torch.no_grad():
+            centered = x - running_mean[:, None, None]
+            running_mean.lerp_(x.mean((0, 2, 3)), rate)
+            running_var.lerp_(centered.square().mean((0, 2, 3)), rate)
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+
+    but that the backward pass stays right when the layer is called again before it.
+
+    The rate is a buffer, a tensor without dimensions on the layer's device. A schedule sets it in
+    place, which neither waits for the device nor compiles anything again::
+
+        layer.rate.fill_(0.02)
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        rate: r at the start, in [0, 1]; 0 keeps the estimates as they are, 1 forgets the past.
+        affine: whether there are learnable parameters `weight`, initially 1, and `bias`, 0, of
+            shape (C,).
+        device, dtype: of the parameters and buffers.
+
+    State: the keys of ``torch.nn.BatchNorm2d``, whose checkpoints load, and ``rate``. Where a
+    checkpoint lacks ``rate`` or ``num_batches_tracked``, the layer keeps its own. The authors'
+    ``estbn_moving_speed`` is taken for ``rate``.
+
+    Shapes: input (N, C, ...) of any number of dimensions from 2 on, also empty, which changes
+    nothing; the output has its shape, dtype and memory format. The input has the layer's dtype, or
+    is float16 or bfloat16 for a float32 layer, which keeps its statistics in float32.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument; ValueError for an input of fewer than 2
+            dimensions, of other than C channels or of another dtype. The estimates are unchanged.
+
+    Source: EstBN in the authors' README, github.com/joe-siyuan-qiao/Batch-Channel-Normalization;
+    Qiao et al., arXiv:1903.10520.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-5,
+        rate: float = 0.1,
+        affine: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        check_positive("num_channels", num_channels)
+        check_eps(eps)
+        if not isinstance(rate, (int, float)):
+            raise TypeError(f"rate must be a float, got {type(rate).__name__}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate must be in [0, 1], got {rate}")
+        super().__init__()
+        self.num_channels = num_channels
+        self.eps = eps
+        self.affine = affine
+        self.initial_rate = rate
+        options = {"device": device, "dtype": dtype}
+        for name in ("weight", "bias"):
+            vector = nn.Parameter(torch.empty(num_channels, **options)) if affine else None
+            self.register_parameter(name, vector)
+        self.register_buffer("running_mean", torch.empty(num_channels, **options))
+        self.register_buffer("running_var", torch.empty(num_channels, **options))
+        count = torch.empty((), device=device, dtype=torch.long)
+        self.register_buffer("num_batches_tracked", count)
+        self.register_buffer("rate", torch.empty((), **options))
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1, no batch seen; the rate stays."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Everything as after construction, the rate too."""
+        self.reset_running_stats()
+        self.rate.fill_(self.initial_rate)
+        if self.affine:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        check_input(input, self.num_channels)
+        self._check_dtype(input)
+        update = self.training and input.numel() > 0
+        mean, var = self._moved(input) if update else (self.running_mean, self.running_var)
+        out = F.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
+        if update:  # only now: whatever F.batch_norm refuses has changed nothing
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var)
+            self.num_batches_tracked.add_(1)
+        return out
+
+    @torch.no_grad()
+    def _moved(self, input):
+        """The estimates after this batch: new tensors, for backward keeps what forward used.
+
+        By mean and square instead of torch.var_mean, which takes many times as long on the CPU.
+        """
+        kept_as = self.running_mean.dtype
+        dtype = torch.promote_types(kept_as, torch.float32)
+        old_mean, old_var = self.running_mean.to(dtype), self.running_var.to(dtype)
+        dims = [0, *range(2, input.dim())]
+        centered = input - old_mean.view(-1, *[1] * (input.dim() - 2))
+        rate = self.rate.to(dtype)
+        mean = old_mean + rate * centered.mean(dims)
+        var = old_var.lerp(centered.square_().mean(dims), rate)
+        return mean.to(kept_as), var.to(kept_as)
+
+    def _check_dtype(self, input):
+        own = self.running_mean.dtype
+        half = input.dtype in (torch.float16, torch.bfloat16)
+        if input.dtype != own and not (half and own == torch.float32):
+            raise ValueError(
+                f"input must have the layer's dtype {own}, or be float16 or bfloat16 for a float32 "
+                f"layer; got {input.dtype}"
+            )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        speed = state_dict.pop(prefix + "estbn_moving_speed", None)
+        if speed is not None:
+            state_dict[prefix + "rate"] = speed.reshape(())
+        kept = {"rate": self.initial_rate, "num_batches_tracked": 0}
+        for name, initial in kept.items():
+            own = getattr(self, name)
+            value = torch.tensor(initial, dtype=own.dtype) if own.is_meta else own
+            state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_channels}, eps={self.eps}, initial_rate={self.initial_rate}, "
+            f"affine={self.affine}"
+        )
+
+
+def check_positive(name, number):
+    """Raises unless the argument of that name is an int above 0."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {number}")
+
+
+def check_eps(eps):
+    """Raises unless it can be added to a variance."""
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a float, got {type(eps).__name__}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+
+
+def check_input(input, num_channels, dims=()):
+    """Raises unless the input is (N, C, ...) with a number of dimensions among `dims`, if given."""
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+    shape = " or ".join(SHAPES[n] for n in dims) or "(N, C, ...)"
+    if input.dim() < 2 or (dims and input.dim() not in dims):
+        raise ValueError(f"input must have shape {shape}, got {tuple(input.shape)}")
+    if input.shape[1] != num_channels:
+        raise ValueError(
+            f"input must have shape {shape} with C = {num_channels}, got {tuple(input.shape)}"
+        )

@@ -1,0 +1,145 @@
+"""``python -m torch_ws.inspect CHECKPOINT``: what weight standardization would find there.
+
+The statistics of every channel of every layer, and how far each formula is from exact
+standardization on them; docs/inspecting.md explains the columns. Tensors are read some channels at
+a time, so that a checkpoint of any size takes little memory.
+"""
+
+import sys
+
+if not __package__:  # this folder is on sys.path, and this file in the place of Python's own
+    print(
+        f"{__file__} hides Python's own inspect from what runs in its folder; "
+        "from another folder, run python -m torch_ws.inspect",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+import argparse
+import importlib.util
+import math
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from ._inspect_layers import channel_statistics, choose, matching, read_layers
+from ._inspect_read import INDEX, Unreadable, open_checkpoint, printable
+from .formulas import formulas
+
+__all__ = ["channel_statistics"]
+
+FORMULAS = ("paper", "qiao", "nnabla", "timm", "bit", "nfnet")  # in the table, unless chosen
+DEAD = 1e-4  # times the largest std of a channel in the layer
+SORTS = {
+    "condition": lambda layer: -1 if math.isnan(layer.condition) else layer.condition,
+    "dead": lambda layer: layer.dead.sum().item() / layer.channels,
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    try:
+        from . import _inspect_report as report
+
+        with ExitStack() as files:
+            checkpoint = open_checkpoint(args.checkpoint, args.key, files)
+            chosen, left_out = choose(checkpoint, args.include, args.exclude, args.linear)
+            transposed = matching("--transposed", args.transposed, checkpoint)
+            with report.make_progress(sum(stored.bytes for stored in chosen.values())) as advance:
+                layers = read_layers(chosen, transposed, args.dead, advance)
+        if args.sort is not None:
+            layers.sort(key=SORTS[args.sort], reverse=True)
+        if args.json is not None:
+            report.write_json(args.json, checkpoint, layers, left_out, args.dead)
+        if args.plot is not None:
+            from ._inspect_plot import save
+
+            save(args.plot, str(checkpoint.path), layers, args.formula)
+        report.print_report(checkpoint, layers, left_out, args.formula)
+        return 0
+    except ImportError as error:
+        message = f"{error}: pip install 'torch-ws[inspect]'"
+    except (Unreadable, OSError) as error:
+        message = str(error)
+    print(f"{parser.prog}: error: {printable(message)}", file=sys.stderr)
+    return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_ws.inspect",
+        usage="%(prog)s CHECKPOINT [options]",
+        description="What weight standardization would find in a checkpoint.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a file of safetensors or torch.save, an index of several, or a folder with either",
+    )
+    parser.add_argument(
+        "--key",
+        help="under which torch.save's file has the state dict; default: state_dict, "
+        "model_state_dict, model and other usual ones, or none",
+    )
+    what = parser.add_argument_group("which tensors (GLOB: a name, where * is any text)")
+    what.add_argument(
+        "--linear", action="store_true", help="also 2-d weights; default: 3-d and more"
+    )
+    for option, text in (
+        ("include", "these instead of what is named weight, 2-d ones too"),
+        ("exclude", "not these"),
+        ("transposed", "transposed convolutions, whose channels are dimension 1"),
+    ):
+        what.add_argument(
+            f"--{option}", metavar="GLOB", nargs="+", action="extend", default=[], help=text
+        )
+    parser.add_argument(
+        "--formula",
+        metavar="NAME",
+        nargs="+",
+        choices=list(formulas),
+        default=list(FORMULAS),
+        help=f"whose deviations to show, and the first's result in the picture: "
+        f"some of {', '.join(formulas)}; default: {' '.join(FORMULAS)}",
+    )
+    parser.add_argument(
+        "--dead",
+        metavar="RATIO",
+        type=_ratio,
+        default=DEAD,
+        help="channels of a std up to RATIO times their layer's largest are dead; default: 1e-4",
+    )
+    parser.add_argument("--sort", choices=list(SORTS), help="the largest first; default: by name")
+    parser.add_argument("--json", metavar="FILE.json", help="writes everything, for all formulas")
+    parser.add_argument("--plot", metavar="FILE.png", help="draws channels before and after")
+    return parser
+
+
+def _ratio(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ValueError
+    return value
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses files that could not be written after the work."""
+    for option, path, suffix in (("--json", args.json, ".json"), ("--plot", args.plot, ".png")):
+        if path is None:
+            continue
+        folder = Path(path).parent
+        if not folder.is_dir():
+            parser.error(f"argument {option}: there is no folder {folder}")
+        if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+            parser.error(f"argument {option}: {path} cannot be written")
+        if not path.endswith(suffix) or path.endswith(INDEX):  # or it might replace a checkpoint
+            parser.error(f"argument {option}: {path} should end in {suffix}, and not in {INDEX}")
+    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("argument --plot: it needs matplotlib: pip install 'torch-ws[inspect]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
