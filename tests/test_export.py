@@ -4,27 +4,8 @@ import other_process
 import pytest
 import torch
 import torch_ws
-from architectures import ARCHITECTURES, build
-from conversions import quietly
-
-RTOL = 1e-5  # other operations, the same mathematics, in float32; relative to the largest output
-
-
-def converted(name, grouped=False, **options):
-    """A model in eval mode with everything a layer can have, its input, its output."""
-    model, x = build(name)
-    quietly(model, linear=True, **{"formula": "timm_nfnet", "gain": True, "shift": True, **options})
-    if grouped:
-        torch_ws.group(model)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.rpartition(".")[2] in ("gain", "shift"):
-                parameter.uniform_(0.5, 1.5)
-        return model, x, model(x)
-
-
-def close(out, expected):
-    torch.testing.assert_close(out, expected, rtol=0, atol=RTOL * expected.abs().max().item())
+from architectures import ARCHITECTURES
+from conversions import RTOL, close, converted
 
 
 def called(program):

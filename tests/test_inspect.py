@@ -116,15 +116,6 @@ def test_channel_dim_out_of_range():
         channel_statistics(torch.zeros(3, 3), channel_dim=2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_statistics_on_cuda():
-    weight = torch.randn(5, 4, 3)
-    found = channel_statistics(weight.cuda(), channel_dim=1)
-    assert found.mean.is_cuda and found.nan.is_cuda
-    expected = channel_statistics(weight, channel_dim=1)
-    torch.testing.assert_close(found.std.cpu(), expected.std, rtol=1e-12, atol=0)
-
-
 # --- memory
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch_ws
 from architectures import ARCHITECTURES, UNet
-from conversions import quietly
-from test_export import close, converted
+from conversions import close, converted, quietly
 from torch import nn
 
 onnx = pytest.importorskip("onnx")

@@ -198,26 +198,6 @@ def test_recurrent_layers_do_not_go_on_with_old_weights(case, mode):
     torch.testing.assert_close(flat(module(*inputs)), flat(expected))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("case", RECURRENT)
-def test_recurrent_layers_on_cuda(case):
-    """cuDNN wants all weights and biases of one dtype, in one flat buffer."""
-    module, plain, names, inputs, dim = parametrized(case, **FAN_IN, gain=True)
-    module.cuda(), plain.cuda()
-    inputs = tuple(x.cuda() for x in inputs)
-    assert_follows_its_weights(module, plain, names, inputs, dim)
-    loss([o.cpu() for o in flat(module(*inputs))]).backward()
-    assert all(p.grad.isfinite().all() for p in module.parameters())
-    torch.optim.SGD(module.parameters(), lr=0.5).step()
-    assert_follows_its_weights(module, plain, names, inputs, dim)
-    module.float()
-    inputs = tuple(x.float() for x in inputs)
-    with torch.autocast("cuda", dtype=torch.float16):
-        actual = flat(module(*inputs))
-    for ours, exact in zip(actual, flat(module(*inputs)), strict=True):
-        torch.testing.assert_close(ours.float(), exact, atol=0.02, rtol=0.02)  # float16
-
-
 def test_cached_computes_once():
     module = nn.LSTM(4, 5)
     torch_ws.parametrize(module, "weight_hh_l0")
