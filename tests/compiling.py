@@ -1,10 +1,7 @@
-"""A backend that counts what standardizes in its graphs, and a model that is hard to compile."""
+"""A backend for torch.compile that counts what standardizes in its graphs."""
 
 from collections import Counter
 
-import torch
-import torch_ws
-from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 
@@ -32,15 +29,3 @@ class Graphs:
     def __call__(self, module, inputs, **options):
         self.compilations += 1
         return self._backend(module, inputs, **options)
-
-
-class Hyper(nn.Module):
-    """A layer that is used with another weight than its own, and then with its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch_ws.WSLinear(3, 3)
-
-    def forward(self, weight, x):
-        inner = torch.func.functional_call(self.layer, {"weight": weight}, (x,))
-        return self.layer(inner)

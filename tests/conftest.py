@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch_ws
 from torch_ws import _C
+from training import batch, twins
 
 ISAS = ("avx512", "avx2", "default")
 
@@ -55,6 +56,13 @@ def kernels(stand_in):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pair():
+    """Two networks of the same parameters, one to group and one to judge it by, and a batch."""
+    model, judge = twins()
+    return model, judge, batch()
 
 
 @pytest.fixture

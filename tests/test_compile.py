@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch_ws
-from compiling import Graphs, Hyper
+from compiling import Graphs
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
-from training import batch, gradients, network, twins
+from training import Hyper, batch, gradients, network, twins
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

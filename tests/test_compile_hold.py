@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch_ws
-from compiling import Graphs, Hyper
-from training import batch, gradients, network, twins
+from compiling import Graphs
+from training import Hyper, batch, gradients, network, twins
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

@@ -15,24 +15,13 @@ from training import (
     REACHED,
     SOME,
     Calls,
+    assert_like,
     assert_same_gradients,
     batch,
     gradients,
     network,
     step,
-    twins,
 )
-
-
-def assert_like(model, judge, x):
-    assert torch.equal(step(model, x), step(judge, x))
-    assert_same_gradients(model, judge)
-
-
-@pytest.fixture
-def pair():
-    model, judge = twins()
-    return model, judge, batch()
 
 
 @pytest.mark.parametrize("bucket_mb", BUCKETS)

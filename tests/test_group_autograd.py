@@ -12,31 +12,13 @@ from training import (
     BUCKETS,
     SOME,
     Calls,
+    Switch,
     assert_same_gradients,
     batch,
     gradients,
     network,
     step,
-    twins,
 )
-
-
-@pytest.fixture
-def pair():
-    model, judge = twins()
-    return model, judge, batch()
-
-
-class Switch(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = torch_ws.WSLinear(3, 3)
-        self.b = torch_ws.WSLinear(3, 3)
-        self.c = torch_ws.WSLinear(3, 3)
-
-    def forward(self, x, last=True):
-        x = self.b(self.a(x))
-        return self.c(x) if last else x
 
 
 @pytest.mark.parametrize("bucket_mb", [None, SOME])

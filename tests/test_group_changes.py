@@ -11,34 +11,12 @@ from training import (
     SOME,
     Calls,
     Network,
+    Switch,
+    assert_like,
     assert_same_gradients,
     batch,
     step,
-    twins,
 )
-
-
-def assert_like(model, judge, x):
-    assert torch.equal(step(model, x), step(judge, x))
-    assert_same_gradients(model, judge)
-
-
-@pytest.fixture
-def pair():
-    model, judge = twins()
-    return model, judge, batch()
-
-
-class Switch(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = torch_ws.WSLinear(3, 3)
-        self.b = torch_ws.WSLinear(3, 3)
-        self.c = torch_ws.WSLinear(3, 3)
-
-    def forward(self, x, last=True):
-        x = self.b(self.a(x))
-        return self.c(x) if last else x
 
 
 def test_a_layer_that_comes_and_goes():

@@ -41,6 +41,32 @@ BUCKETS = [None, SOME, 1e-9]  # in MiB, for group: one; some; one a layer
 SEVERAL_USES = ("twice.weight", "norm.weight", "before.weight", "after.weight")
 
 
+class Switch(nn.Module):
+    """Its last layer is in some passes only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch_ws.WSLinear(3, 3)
+        self.b = torch_ws.WSLinear(3, 3)
+        self.c = torch_ws.WSLinear(3, 3)
+
+    def forward(self, x, last=True):
+        x = self.b(self.a(x))
+        return self.c(x) if last else x
+
+
+class Hyper(nn.Module):
+    """A layer that is used with another weight than its own, and then with its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch_ws.WSLinear(3, 3)
+
+    def forward(self, weight, x):
+        inner = torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+        return self.layer(inner)
+
+
 def network(dtype=torch.float64):
     return Network().to(dtype)
 
@@ -90,6 +116,12 @@ def step(model, x):
     out = model(x)
     out.square().sum().backward()
     return out
+
+
+def assert_like(model, judge, x):
+    """A step of training gives the same to the last bit."""
+    assert torch.equal(step(model, x), step(judge, x))
+    assert_same_gradients(model, judge)
 
 
 def loss_of(model, x, power=2):
