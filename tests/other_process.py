@@ -31,12 +31,13 @@ print("GPUs:", torch.cuda.device_count())
 
 def run(code, *arguments, torch_ws=True):
     """Its lines of output. It sees the arguments as sys.argv[1:] and the modules of this folder."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
         [sys.executable, "-c", ("" if torch_ws else BLOCK) + code + SEEN, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(path)},
     )
     assert result.returncode == 0, result.stderr
     *lines, seen, gpus = result.stdout.splitlines()

@@ -58,15 +58,15 @@ def test_training_and_evaluation(shape, affine):
 
 def test_by_hand():
     """Squares about the old mean, the update before the normalization, constants to autograd."""
-    made = EstimatedBatchNorm(1, eps=0.0, rate=0.5)
+    made = EstimatedBatchNorm(1, eps=0.5, rate=0.5)
     x = torch.tensor([[2.0], [4.0]], requires_grad=True)
     out = made(x)
     # mean 0 -> 1.5; variance 1 -> (1 + (4 + 16) / 2) / 2 = 5.5
     torch.testing.assert_close(made.running_mean, torch.tensor([1.5]))
     torch.testing.assert_close(made.running_var, torch.tensor([5.5]))
-    torch.testing.assert_close(out, torch.tensor([[0.5], [2.5]]) / math.sqrt(5.5))
+    torch.testing.assert_close(out, torch.tensor([[0.5], [2.5]]) / math.sqrt(6))
     out.sum().backward()  # by the batch's own statistics, these gradients would be 0
-    torch.testing.assert_close(x.grad, torch.full((2, 1), 1 / math.sqrt(5.5)))
+    torch.testing.assert_close(x.grad, torch.full((2, 1), 1 / math.sqrt(6)))
 
 
 def test_several_passes_before_backward():

@@ -41,7 +41,7 @@ def test_export_of_a_grouped_model_has_one_call_and_sees_the_parameters_it_is_gi
         for net in (loaded, model):
             net.get_parameter("head.gain").mul_(2)
         assert torch.equal(loaded(x), model(x)) and not torch.equal(loaded(x), expected)
-    assert all("_provider" not in m.__dict__ for m in model.modules())
+    assert all(getattr(m, "_provider", None) is None for m in model.modules())
 
 
 def test_export_with_a_batch_of_any_size():
@@ -89,7 +89,9 @@ def test_the_table_of_decompositions_is_a_copy():
     assert torch.ops.ws.standardize.default in torch_ws.decompositions()
 
 
-def test_aotinductor_packages_and_loads(tmp_path):
+def test_aotinductor_packages_and_loads(tmp_path, monkeypatch):
+    # where inductor refuses ops that PyTorch's own table has a decomposition of
+    monkeypatch.setenv("CI", "true")
     model, x, expected = converted("unet 2-d")
     with torch.no_grad():
         program = torch.export.export(model, (x,))

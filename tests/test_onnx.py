@@ -27,10 +27,15 @@ def operations(program):
 
 
 def run(program, x, tmp_path):
-    path, options = str(tmp_path / "model.onnx"), onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    program.save(str(tmp_path / "model.onnx"))
+    return run_file(tmp_path / "model.onnx", x)
+
+
+def run_file(path, x):
+    """The result for x; what onnxruntime made of the file is beside it, in optimized.onnx."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     return torch.from_numpy(out)
 
@@ -47,9 +52,21 @@ def test_the_exporter_knows_our_ops_and_folds_them_into_constants(name, tmp_path
 @pytest.mark.parametrize("grouped", [False, True])  # the op and its list form
 def test_from_an_exported_program(grouped, tmp_path):
     model, x, expected = converted("unet 2-d", grouped)
-    program = torch.onnx.export(torch.export.export(model, (x,)), (x,), dynamo=True, verbose=False)
+    exported = torch.export.export(model, (x,)).run_decompositions(torch_ws.decompositions())
+    program = torch.onnx.export(exported, (x,), dynamo=True, verbose=False)
     assert not operations(program) & STANDARDIZATION
     close(run(program, x, tmp_path), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("dynamo", [False, True])  # the older exporter, and today's
+def test_a_grouped_model(dynamo, tmp_path):
+    model, x, expected = converted("unet 2-d", grouped=True)
+    if dynamo:
+        close(run(export(model, x), x, tmp_path), expected)
+        return
+    torch.onnx.export(model, (x,), str(tmp_path / "older.onnx"), dynamo=False)
+    close(run_file(tmp_path / "older.onnx", x), expected)
 
 
 def test_a_transformer(tmp_path):

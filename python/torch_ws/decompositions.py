@@ -1,7 +1,8 @@
-"""The ops as plain PyTorch operations, for exporters and for programs that run without torch_ws.
+"""The ops as plain PyTorch operations, for programs that run without torch_ws.
 
-`torch.export` keeps ws::standardize as one op. :func:`decompositions` replaces it afterwards. The
-ONNX exporter knows the same from PyTorch's own table of decompositions.
+`torch.export` keeps ws::standardize as one op; :func:`decompositions` replaces it afterwards. The
+table is ours and not part of PyTorch's: inductor refuses ops that have an entry there and no
+lowering, if the environment has CI in it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch._decomp import register_decomposition
 
 from .many import _reference_many
 from .ops import _DEFAULTS
@@ -32,14 +32,11 @@ _TABLE = {
     torch.ops.ws.forward_many.default: _many,
 }
 
-for _op, _decomposition in _TABLE.items():
-    register_decomposition(_op)(_decomposition)  # here torch.onnx.export looks
-
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
-    The program then needs no torch_ws where it is loaded; it is no longer as fast::
+    The program then needs no torch_ws where it is loaded, and ONNX can express it::
 
         program = torch.export.export(model.eval(), (x,))
         plain = program.run_decompositions(torch_ws.decompositions())

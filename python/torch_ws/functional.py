@@ -59,7 +59,9 @@ def standardize(
         resolved = resolve(formula)
         scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        for_onnx = traced and torch.onnx.is_in_onnx_export()  # which has no such op
+        if traced and not for_onnx:
             eps, eps_mode, correction, center, scale = scalars
             return torch.ops.ws.standardize(
                 weight,
@@ -73,7 +75,8 @@ def standardize(
                 scale=scale,
                 dtype=dtype,
             )
-        if needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
+        known = weight.is_cpu or weight.is_cuda or weight.is_meta
+        if for_onnx or needs_reference() or not known:
             check(weight, gain, shift, *arguments)
             return reference.standardize_op(weight, gain, shift, *arguments)
         if torch.is_grad_enabled() and (

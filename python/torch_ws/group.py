@@ -90,6 +90,9 @@ class Group:
         self._used: dict | None = None  # the layers that the last pass used, first use first
         self._class = type(model)
         self._subclass = _subclass_of(type(model))
+        for layer in standardized_layers(model):
+            # Compiled code guards what a layer has: the same before its first pass as after it.
+            layer.__dict__.setdefault("_provider", None)
         model.__dict__["_ws_group"] = self
         model.__class__ = self._subclass
         _grouped.add(model)
@@ -209,7 +212,7 @@ class _Pass:
     def close(self):
         for layer in self.members:
             if layer._provider is self:
-                layer.__dict__.pop("_provider")
+                layer.__dict__["_provider"] = None
         self.places = {}
 
 

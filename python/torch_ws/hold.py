@@ -130,6 +130,7 @@ class Hold:
         self._collected: dict = {}  # other parameters -> the gradient they collected, its version
         self._hooks: list = []
         self._synchronized = False
+        self._grouped: set = set()  # the layers that have an attribute _provider of their own
 
     def __enter__(self):
         if self._layers is not None:
@@ -140,6 +141,7 @@ class Hold:
         self._watch_ddp()
         self._layers = {layer: layer._tensors() for layer in layers}
         self._watch_parameters()
+        self._grouped = {layer for layer in layers if "_provider" in layer.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
         if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in self._model.modules()):
@@ -176,8 +178,10 @@ class Hold:
                     leaves[layer] = layer.formula, held.leaf
 
     def __exit__(self, kind, error, traceback):
-        for layer in self._layers:
+        for layer in self._layers:  # as they were, which compiled code guards
             layer.__dict__.pop("_provider", None)
+            if layer in self._grouped:
+                layer.__dict__["_provider"] = None
         for hook in self._hooks:
             hook.remove()
         try:

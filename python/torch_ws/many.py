@@ -72,9 +72,12 @@ def standardize_many(
     try:
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
-        if torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling()
+        for_onnx = traced and torch.onnx.is_in_onnx_export()  # which has no such op
+        if traced and not for_onnx:
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
-        if needs_reference() or not (weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta):
+        known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
+        if for_onnx or needs_reference() or not known:
             _check_all(weights, gains, shifts, *arguments)
             return _reference_many(weights, gains, shifts, *arguments)
         if torch.is_grad_enabled() and any(
