@@ -36,7 +36,8 @@ class _Sharding:
         if not isinstance(tensor, DTensor):
             raise TypeError(f"{name} must be a DTensor, as the weight is; got a plain tensor")
         placements = self.of_vectors if tensor.dim() == 1 else self.of_weight
-        return tensor.redistribute(self.weight.device_mesh, placements).to_local()
+        # PyTorch 2.10 cannot redistribute what requires a gradient where gradients are disabled.
+        return tensor.detach().redistribute(self.weight.device_mesh, placements).to_local()
 
     def whole(self, result):
         """The DTensor of which `result` is this rank's part."""

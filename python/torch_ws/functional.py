@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
 
 from . import reference
 from ._check import check, check_weight, resolve
@@ -59,9 +61,8 @@ def standardize(
         resolved = resolve(formula)
         scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        for_onnx = traced and torch.onnx.is_in_onnx_export()  # which has no such op
-        if traced and not for_onnx:
+        traced = is_compiling() or is_tracing()
+        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
             eps, eps_mode, correction, center, scale = scalars
             return torch.ops.ws.standardize(
                 weight,
@@ -75,8 +76,7 @@ def standardize(
                 scale=scale,
                 dtype=dtype,
             )
-        known = weight.is_cpu or weight.is_cuda or weight.is_meta
-        if for_onnx or needs_reference() or not known:
+        if traced or needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             check(weight, gain, shift, *arguments)
             return reference.standardize_op(weight, gain, shift, *arguments)
         if torch.is_grad_enabled() and (

@@ -73,11 +73,10 @@ def standardize_many(
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
         traced = torch.compiler.is_compiling()
-        for_onnx = traced and torch.onnx.is_in_onnx_export()  # which has no such op
-        if traced and not for_onnx:
+        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
-        if for_onnx or needs_reference() or not known:
+        if traced or needs_reference() or not known:
             _check_all(weights, gains, shifts, *arguments)
             return _reference_many(weights, gains, shifts, *arguments)
         if torch.is_grad_enabled() and any(
