@@ -70,6 +70,20 @@ def test_other_libraries_functions_that_set_the_weight_are_noticed():
         _fuse_conv_bn(*model)
 
 
+def test_batch_normalization_may_be_fused_into_gain_and_bias():
+    """Which are applied after standardization: right, whatever the function is called."""
+    model, x = pair("conv2d")
+    expected = model(x)
+
+    def fuse_into_gain(conv, bn):
+        factor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        conv.gain = nn.Parameter((conv.gain * factor).detach())
+        conv.bias = nn.Parameter(((conv.bias - bn.running_mean) * factor + bn.bias).detach())
+
+    fuse_into_gain(*model)
+    torch.testing.assert_close(model[0](x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_functions_that_only_sound_alike_may_set_the_weight():
     model, x = pair("conv2d")
 

@@ -41,7 +41,7 @@ def channel_statistics(weight: Tensor, *, channel_dim: int = 0) -> ChannelStatis
         std, mean = torch.std_mean(weight.double(), dim=(1, 2, 3), correction=0)
         nan, inf = weight.isnan().sum((1, 2, 3)), weight.isinf().sum((1, 2, 3))
 
-    but some channels at a time: beside the weight it takes at most 64 MiB (or, where that is more,
+    but some channels at a time: beside the weight it takes some 64 MiB at most (where that is more,
     three channels in float64). The std of a constant channel is exactly 0.
 
     Args:

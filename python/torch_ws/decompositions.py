@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .many import _reference_many
+from .many import reference_many
 from .ops import _DEFAULTS
 from .reference import standardize_op
 
@@ -20,16 +20,12 @@ def _standardize(weight, gain=None, shift=None, **options):
     return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
 
 
-def _many(weights, gains, shifts, channel_dims, formulas, dtype=None):
-    return _reference_many(weights, gains, shifts, channel_dims, formulas, dtype)
-
-
 _TABLE = {
     torch.ops.ws.standardize.default: _standardize,
-    torch.ops.ws.standardize_many.default: _many,
+    torch.ops.ws.standardize_many.default: reference_many,
     # what the two become when torch.export goes below autograd
     torch.ops.ws.forward.default: standardize_op,
-    torch.ops.ws.forward_many.default: _many,
+    torch.ops.ws.forward_many.default: reference_many,
 }
 
 

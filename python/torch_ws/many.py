@@ -78,7 +78,7 @@ def standardize_many(
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
         if traced or needs_reference() or not known:
             _check_all(weights, gains, shifts, *arguments)
-            return _reference_many(weights, gains, shifts, *arguments)
+            return reference_many(weights, gains, shifts, *arguments)
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (*weights, *gains, *shifts)
         ):
@@ -208,15 +208,16 @@ def _check_all(weights, gains, shifts, channel_dims, formulas, dtype):
                 )
 
 
-def _reference_many(*arguments):
-    return [reference.standardize_op(*each) for each in _each(*arguments)]
+def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    each = _each(weights, gains, shifts, channel_dims, formulas, dtype)
+    return [reference.standardize_op(*arguments) for arguments in each]
 
 
 def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     arguments = (channel_dims, formulas, dtype)
     if needs_reference():
         _check_all(weights, gains, shifts, *arguments)
-        return _reference_many(weights, gains, shifts, *arguments)
+        return reference_many(weights, gains, shifts, *arguments)
     try:
         return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
     except RuntimeError:

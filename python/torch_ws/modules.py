@@ -131,7 +131,7 @@ class Standardized(nn.Module):
             # fully_shard puts a gathered parameter here for each pass: the same object every time,
             # in memory that may be the same, with new values that count no version.
             self.__dict__.pop("_cached", None)
-            if not torch.compiler.is_compiling():
+            if name == "weight" and not torch.compiler.is_compiling():
                 refuse_fusion(self, sys._getframe(1).f_code.co_name)
         super().__setattr__(name, value)
 
