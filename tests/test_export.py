@@ -6,6 +6,7 @@ import torch
 import torch_ws
 from architectures import ARCHITECTURES
 from conversions import RTOL, close, converted
+from torch_ws.launch import standardized_layers
 
 
 def called(program):
@@ -41,7 +42,7 @@ def test_export_of_a_grouped_model_has_one_call_and_sees_the_parameters_it_is_gi
         for net in (loaded, model):
             net.get_parameter("head.gain").mul_(2)
         assert torch.equal(loaded(x), model(x)) and not torch.equal(loaded(x), expected)
-    assert all(getattr(m, "_provider", None) is None for m in model.modules())
+    assert not any(m._is_provided_for() for m in standardized_layers(model))
 
 
 def test_export_with_a_batch_of_any_size():

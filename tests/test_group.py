@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch_ws
 from torch import nn
+from torch_ws.launch import standardized_layers
 from training import (
     BUCKETS,
     REACHED,
@@ -112,7 +113,7 @@ def test_an_exception_in_forward(pair, kind):
     with pytest.raises(kind, match="mine"):
         model(x)
     hook.remove()
-    assert all(getattr(m, "_provider", None) is None for m in model.modules())
+    assert not any(m._is_provided_for() for m in standardized_layers(model))
     with Calls() as calls:
         step(model, x)
     assert calls.counts == {"forward_many": 1, "backward_many": 1}
@@ -147,7 +148,7 @@ def test_a_model_that_calls_itself():
         assert torch.equal(step(model, x), step(judge, x))
         for name, grad in gradients(judge).items():
             torch.testing.assert_close(gradients(model)[name], grad)
-    assert all(getattr(m, "_provider", None) is None for m in model.modules())
+    assert not any(m._is_provided_for() for m in standardized_layers(model))
 
 
 def test_the_class_while_grouped_and_after():

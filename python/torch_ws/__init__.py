@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
-from . import _load  # isort: skip  # first: defines torch.ops.ws
+from . import _load as _load  # isort: skip  # first: defines torch.ops.ws
 from . import _C as _C
 from . import checkpoints, reference
 from ._C import cpu_capability
@@ -22,6 +18,7 @@ from .formulas import Formula, formulas
 from .functional import standardize
 from .group import group
 from .hold import hold
+from .info import VERSION, info
 from .many import standardize_many
 from .modules import (
     WSConv1d,
@@ -33,11 +30,9 @@ from .modules import (
     WSLinear,
 )
 from .parametrize import parametrize
+from .standardized import Standardized, eval_cache
 
-try:
-    __version__ = version("torch-ws")
-except PackageNotFoundError:  # a source tree on sys.path
-    __version__ = "unknown"
+__version__ = VERSION
 
 __all__ = [
     "BatchChannelNorm1d",
@@ -45,6 +40,7 @@ __all__ = [
     "BatchChannelNorm3d",
     "EstimatedBatchNorm",
     "Formula",
+    "Standardized",
     "WSConv1d",
     "WSConv2d",
     "WSConv3d",
@@ -57,6 +53,7 @@ __all__ = [
     "convert",
     "cpu_capability",
     "decompositions",
+    "eval_cache",
     "fold",
     "formulas",
     "group",
@@ -72,20 +69,5 @@ if "torch.distributed.tensor" in sys.modules:  # else it would take far longer t
     from . import dtensor as dtensor
 
 
-def info() -> dict[str, object]:
-    """Versions, the instruction set in use, and the CUDA build or why it is not loaded."""
-    build = _load.BUILD
-    return {
-        "torch_ws": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "built with torch": build.get("torch"),
-        "compiler": build.get("compiler"),
-        "cpu_capability": cpu_capability(),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda_build": build.get("cuda"),
-        "cuda_arch_list": build.get("cuda_architectures"),
-        "cuda_loaded": _load.CUDA_REASON is None,
-        "cuda_reason": _load.CUDA_REASON,
-        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+def __dir__():
+    return sorted(__all__)

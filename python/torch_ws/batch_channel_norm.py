@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
-from .estimated_batch_norm import EstimatedBatchNorm, check_eps, check_input, check_positive
-from .modules import autocast_dtype
+from .estimated_batch_norm import (
+    EstimatedBatchNorm,
+    check_eps,
+    check_input,
+    check_positive,
+    recorded,
+)
+from .standardized import autocast_dtype
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -111,6 +118,8 @@ class BatchChannelNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if isinstance(input, Proxy):
+            return recorded(self, input)
         check_input(input, self.num_channels, self.dims)
         out = self.bn(input)
         weight, bias = self._affine_for(out) if self.affine else (None, None)

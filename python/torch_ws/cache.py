@@ -1,54 +1,89 @@
-"""What a standardized weight was made from, and the cache of it for evaluation.
+"""What a standardized weight was made from, and the cache of it for passes that train nothing.
 
-A layer in eval mode that needs no gradients standardizes its weight once and keeps the result until
-the weight, its gain or its shift is another tensor or holds other values.
+A layer standardizes its weight once and keeps the result, until the weight, its gain or its shift
+is another tensor or holds other values, where no gradient of them is needed: in eval mode without
+gradients, and in train mode too if all three are frozen.
+
+What tells is PyTorch's version counter. So nothing is kept of memory that others write to without
+counting there: that of several tensors (parameters as views of one flat vector) or of several
+processes. Optimizers with ``fused=True`` count no version either; their steps are counted here.
 """
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .ops import needs_reference
+
+_watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # id(tensor) -> tensor
 
 
 class Inputs:
     """A layer's formula and tensors at one moment; tells whether they are still what they were.
 
     By identity, version counter and memory, so `load_state_dict`, an optimizer's step, a replaced
-    parameter and `.to()` are all noticed. Writes through `tensor.data` or a raw pointer are not:
-    PyTorch counts no version for them.
+    parameter and `.to()` are all noticed. Writes through `tensor.data`, a raw pointer or a replayed
+    CUDA graph are not: PyTorch counts no version for them.
+
+    Keeps neither the tensors nor their memory alive. `freed` is called when one of these ends.
     """
 
-    __slots__ = ("formula", "kept", "marks", "tensors")
+    __slots__ = ("formula", "marks", "storages", "tensors")
 
-    def __init__(self, layer: nn.Module, tensors: tuple):
+    def __init__(self, layer: nn.Module, tensors: tuple, freed=None):
+        given = [t for t in tensors if t is not None]
         self.formula = layer.formula
-        self.tensors = tensors  # weight, gain, shift
-        self.marks = [_mark(t) for t in tensors if t is not None]
+        self.tensors = [None if t is None else weakref.ref(t) for t in tensors]
+        self.marks = [_mark(t) for t in given]
         # `tensor.data = other` leaves identity and version as they are. It is told by the address,
-        # which says something only as long as the old memory is not free to be used again.
-        self.kept = [t.detach() for t in tensors if t is not None]
+        # which says something only as long as the memory that was there has not been freed.
+        self.storages = [weakref.ref(t.untyped_storage(), freed) for t in given]
+        for tensor in given:
+            _watched[id(tensor)] = tensor
 
     def are(self, layer: nn.Module, tensors: tuple) -> bool:
         """True if `layer` would now, from `tensors`, compute the same."""
-        old_weight, old_gain, old_shift = self.tensors
-        weight, gain, shift = tensors
-        return (
-            weight is old_weight
-            and gain is old_gain
-            and shift is old_shift
-            and (layer.formula is self.formula or layer.formula == self.formula)
-            and self.unchanged()
-        )
+        if layer.formula is not self.formula and layer.formula != self.formula:
+            return False
+        for tensor, known in zip(tensors, self.tensors, strict=True):
+            if tensor is not (known and known()):
+                return False
+        return self.unchanged()
 
     def unchanged(self) -> bool:
-        """True if nothing was written to the tensors since."""
-        return self.marks == [_mark(t) for t in self.tensors if t is not None]
+        """True if nothing was written to the tensors since, and they all still exist."""
+        marks = []
+        for known in self.tensors:
+            if known is not None:
+                tensor = known()
+                if tensor is None:
+                    return False
+                marks.append(_mark(tensor))
+        return marks == self.marks and None not in [storage() for storage in self.storages]
 
 
 def _mark(tensor):
     return tensor._version, tensor.data_ptr(), tensor.stride()
+
+
+def _count_step(optimizer, args, kwargs):
+    if torch.compiler.is_compiling():  # whose result counts the versions of what it writes
+        return
+    stepped = [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if _watched.get(id(parameter)) is parameter and parameter.grad is not None
+    ]
+    if stepped:
+        torch.autograd.graph.increment_version(stepped)
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Entry:
@@ -59,8 +94,15 @@ class _Entry:
         with torch.inference_mode(False), torch.no_grad():
             self.result = layer._standardize(tensors, dtype)
         self.version = self.result._version
-        self.inputs = Inputs(layer, tensors)
         self.dtype = dtype
+        owner = weakref.ref(layer)
+
+        def forget(_):  # the result is as large as the weight that is gone
+            layer = owner()
+            if layer is not None:
+                layer.__dict__.pop("_cached", None)
+
+        self.inputs = Inputs(layer, tensors, forget)
 
     def serves(self, layer, tensors, dtype):
         return (
@@ -71,16 +113,14 @@ class _Entry:
 
 
 def cacheable(layer: nn.Module, tensors: tuple) -> bool:
-    """True if `layer`'s result may be kept: in eval mode, without gradients, on real tensors."""
+    """True if `layer` needs no gradient of `tensors` in this pass, and will not soon."""
     weight = tensors[0]
-    if layer.training or type(weight) is not nn.Parameter or torch.compiler.is_compiling():
+    if type(weight) is not nn.Parameter or torch.compiler.is_compiling() or not layer.eval_cache:
         return False
-    grad_enabled = torch.is_grad_enabled()
+    in_training = layer.training or torch.is_grad_enabled()
     for tensor in tensors:
         # inference tensors have no version counter
-        if tensor is not None and (
-            tensor.is_inference() or (grad_enabled and tensor.requires_grad)
-        ):
+        if tensor is not None and ((in_training and tensor.requires_grad) or tensor.is_inference()):
             return False
     return not (
         needs_reference()
@@ -91,8 +131,18 @@ def cacheable(layer: nn.Module, tensors: tuple) -> bool:
 
 
 def cached(layer: nn.Module, tensors: tuple, dtype: torch.dtype | None) -> torch.Tensor:
-    """The standardized weight of a cacheable layer: the kept one, or a new one that is kept."""
+    """The standardized weight of a cacheable layer: the kept one, or a new one."""
     entry = layer._cached
-    if entry is None or not entry.serves(layer, tensors, dtype):
-        entry = layer.__dict__["_cached"] = _Entry(layer, tensors, dtype)
+    if entry is not None and entry.serves(layer, tensors, dtype):
+        return entry.result
+    if not all(_counts_versions(t) for t in tensors if t is not None):
+        return layer._standardize(tensors, dtype)
+    layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
     return entry.result
+
+
+def _counts_versions(tensor):
+    """True if the tensor has its memory for itself, so that its version tells of every write."""
+    storage = tensor.untyped_storage()
+    users = torch._C._storage_Use_Count(storage._cdata)
+    return users == 2 and not (tensor.is_cpu and tensor.is_shared())  # `tensor` and `storage`

@@ -27,7 +27,7 @@ from ._convertible import (
     warn,
 )
 from .formulas import Formula, denominator
-from .modules import Standardized
+from .standardized import Standardized, regrouped
 
 CONVOLUTIONS = {
     nn.Conv1d: modules.WSConv1d,
@@ -157,7 +157,7 @@ def _plan(name, layer, classes, formula, gain, shift, preserve):
 def channel_rows(layer, weight):
     """The weight as one row an output channel."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        weight = modules.regrouped(weight, layer.groups)
+        weight = regrouped(weight, layer.groups)
     return weight.flatten(1)
 
 

@@ -23,8 +23,9 @@ from . import dtensor as dtensor
 from ._check import OUTPUT_DTYPES
 from ._convertible import called
 from .functional import fan_in_of, standardize
-from .modules import Standardized, _ConvTranspose
+from .modules import _ConvTranspose
 from .ops import raw_backward
+from .standardized import Standardized
 
 
 def standardize_before_gather(model: nn.Module) -> nn.Module:

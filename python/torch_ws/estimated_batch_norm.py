@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Proxy
 
 SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
@@ -112,6 +113,8 @@ class EstimatedBatchNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if isinstance(input, Proxy):
+            return recorded(self, input)
         check_input(input, self.num_channels)
         self._check_dtype(input)
         update = self.training and input.numel() > 0
@@ -164,6 +167,12 @@ class EstimatedBatchNorm(nn.Module):
             f"{self.num_channels}, eps={self.eps}, initial_rate={self.initial_rate}, "
             f"affine={self.affine}"
         )
+
+
+def recorded(module: nn.Module, input: Proxy) -> Proxy:
+    """What torch.fx's tracer records of a normalization: a call of the module, as of torch.nn's."""
+    path = input.tracer.path_of_module(module)
+    return input.tracer.create_proxy("call_module", path, (input,), {})
 
 
 def check_positive(name, number):

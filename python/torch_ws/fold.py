@@ -9,7 +9,7 @@ from torch import nn
 
 from ._convertible import called, few
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
-from .modules import Standardized
+from .standardized import Standardized
 
 PLAIN = {ours: plain for plain, ours in {**CONVOLUTIONS, **LINEAR}.items()}
 
@@ -87,7 +87,7 @@ def _fold(layer, made_of):
         layer._reversed_padding_repeated_twice = [p for p in layer.padding[::-1] for _ in range(2)]
     layer.__class__ = PLAIN[type(layer)]
     del layer.gain, layer.shift
-    for name in ("formula", "_cached", "_provider"):
+    for name in ("formula", "eval_cache", "_cached", "_provider"):
         layer.__dict__.pop(name, None)
 
 
@@ -105,7 +105,7 @@ def _check_layer(layer):
         raise ValueError("its weight is sharded: fold before, or a model loaded from a checkpoint")
     if _strided_same(layer):
         _fixed_padding(layer)
-    if getattr(layer, "_provider", None) is not None:
+    if layer._is_provided_for():
         raise RuntimeError("is inside hold() or a pass of group(): fold after that")
 
 

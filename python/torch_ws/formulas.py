@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 EPS_MODES = ("std", "var", "clamp")
@@ -77,6 +77,11 @@ class Formula:
     def arguments(self, fan_in: int) -> tuple[float, int, int, bool, float]:
         """The ops' ``(eps, eps_mode, correction, center, scale)`` for channels of `fan_in`."""
         return self.fixed or self._arguments(fan_in)
+
+    def for_fan_in(self, fan_in: int) -> Formula:
+        """The same for channels of `fan_in`, as a formula that no longer depends on it."""
+        eps, _, _, _, gamma = self.arguments(fan_in)
+        return replace(self, eps=eps, gamma=gamma, scale="unit", eps_per_fan_in=False)
 
     def _arguments(self, fan_in):
         eps = self.eps / fan_in if self.eps_per_fan_in else self.eps

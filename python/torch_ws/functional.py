@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch.compiler import is_compiling
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 from torch.jit import is_tracing
 
 from . import reference
@@ -63,19 +65,7 @@ def standardize(
         arguments = (channel_dim, *scalars, dtype)
         traced = is_compiling() or is_tracing()
         if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
-            eps, eps_mode, correction, center, scale = scalars
-            return torch.ops.ws.standardize(
-                weight,
-                gain,
-                shift,
-                channel_dim=channel_dim,
-                eps=eps,
-                eps_mode=eps_mode,
-                correction=correction,
-                center=center,
-                scale=scale,
-                dtype=dtype,
-            )
+            return _op(weight, gain, shift, *arguments)
         if traced or needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             check(weight, gain, shift, *arguments)
             return reference.standardize_op(weight, gain, shift, *arguments)
@@ -86,6 +76,14 @@ def standardize(
         ):
             return apply(weight, gain, shift, arguments)
         return raw_forward(weight, gain, shift, *arguments)
+    except TraceError:
+        # A Proxy of torch.fx knows neither its device nor its size: the traced graph calls the op,
+        # or, where the op's arguments depend on the size, this function.
+        if resolved.fixed is not None:
+            return _op(weight, gain, shift, *arguments)
+        options = {"formula": resolved, "channel_dim": channel_dim, "dtype": dtype}
+        tensors = (weight, gain, shift)
+        return weight.tracer.create_proxy("call_function", standardize, tensors, options)
     except (AttributeError, RuntimeError, TypeError, IndexError):
         # The ops refuse bad arguments before any work, tersely and cheaply. This says why.
         check_weight(weight, channel_dim)
@@ -94,6 +92,25 @@ def standardize(
         raise
 
 
+def _op(
+    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
+) -> Tensor:
+    return torch.ops.ws.standardize(
+        weight,
+        gain,
+        shift,
+        channel_dim=channel_dim,
+        eps=eps,
+        eps_mode=eps_mode,
+        correction=correction,
+        center=center,
+        scale=scale,
+        dtype=dtype,
+    )
+
+
 def fan_in_of(weight, channel_dim):
     """The elements of a channel; 1 for an empty weight, which has no use for it."""
+    if isinstance(weight, Proxy):
+        raise TraceError("the size of a traced weight is not known")
     return weight.numel() // (weight.shape[channel_dim] or 1) or 1

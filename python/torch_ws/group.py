@@ -14,6 +14,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import threading
+import warnings
 import weakref
 
 import torch
@@ -21,8 +22,8 @@ from torch import nn
 
 from .cache import cacheable
 from .launch import Launch, has_kernel, launches, standardized_layers
-from .modules import autocast_dtype
 from .ops import needs_reference
+from .standardized import autocast_dtype
 
 _grouped: weakref.WeakSet = weakref.WeakSet()  # the models
 
@@ -49,8 +50,13 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
             like any, runs backward once, or with ``retain_graph=True`` until the last time.
 
     Returns:
-        A handle whose ``remove()`` undoes it. Meanwhile the model's class is a subclass of what it
-        was. Copies and pickles of the model are not grouped.
+        A handle whose ``remove()`` undoes it, and whose repr tells how many layers the group has
+        and how many passes it has served. Meanwhile the model's class is a subclass of what it was.
+        Copies and pickles of the model are not grouped.
+
+    Warns:
+        UserWarning: once, when a layer trains outside of any pass of its group, because something
+            else than the model's forward was called.
 
     Raises:
         TypeError: `model` is not a module, or `bucket_mb` not a number.
@@ -82,17 +88,24 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
 
 class Group:
-    """What :func:`group` returns."""
+    """What :func:`group` returns. Between passes also its layers' provider, an idle one."""
+
+    idle = True
 
     def __init__(self, model: nn.Module, bucket_mb: float | None):
         self._model = weakref.ref(model)
         self._limit = None if bucket_mb is None else bucket_mb * 2**20
         self._used: dict | None = None  # the layers that the last pass used, first use first
+        self._running: set = set()  # passes, of several threads or one within another
+        self._passes = 0
+        self._compiled = False
+        self._warned = False
         self._class = type(model)
         self._subclass = _subclass_of(type(model))
         for layer in standardized_layers(model):
             # Compiled code guards what a layer has: the same before its first pass as after it.
-            layer.__dict__.setdefault("_provider", None)
+            if not layer._is_provided_for():
+                layer.__dict__["_provider"] = self
         model.__dict__["_ws_group"] = self
         model.__class__ = self._subclass
         _grouped.add(model)
@@ -105,16 +118,51 @@ class Group:
         if type(model) is self._subclass:  # else somebody has made a subclass of it
             model.__class__ = self._class
         _grouped.discard(model)
+        for layer in standardized_layers(model):
+            if layer._provider is self:
+                layer.__dict__.pop("_provider")
+
+    def __repr__(self):
+        model = self._model()
+        if model is None or model.__dict__.get("_ws_group") is not self:
+            return "Group(removed)"
+        layers = len(standardized_layers(model))
+        served = "compiled" if self._compiled else f"{self._passes} passes served"
+        return f"Group({self._class.__name__}: {layers} layers, {served})"
 
     def begin(self, model: nn.Module) -> _Pass | None:
         """Computes the results of a forward pass; None where there is nothing to compute."""
         members = _members(model)
-        return _Pass(members, self._used, self._limit) if members else None
+        return _Pass(self, members, self._used, self._limit) if members else None
 
     def end(self, ended: _Pass) -> None:
         """Learns from a pass that has come to its end."""
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self._compiled = True
+        else:
             self._used = ended.used
+            self._passes += 1
+
+    def take(self, layer, tensors, dtype):
+        """None: outside of a pass the layer computes its own result. Warns once if it trains."""
+        if (
+            not (self._warned or torch.compiler.is_compiling() or self._running)
+            and layer.training
+            and torch.is_grad_enabled()
+            and isinstance(tensors[0], nn.Parameter)  # not a replica's
+            and any(t is not None and t.requires_grad for t in tensors)
+            and torch._C._current_graph_task_id() == -1  # checkpointing repeats passes in backward
+        ):
+            self._warned = True
+            model = self._class.__name__
+            warnings.warn(
+                f"torch_ws.group({model}) is not active: {layer} trains outside of a forward pass "
+                f"of {model}, and standardizes its weight by itself. Call {model} itself instead "
+                "of a part or another method of it, or group the module that is called",
+                UserWarning,
+                stacklevel=2,
+            )
+        return None
 
 
 def _subclass_of(base: type) -> type:
@@ -159,7 +207,7 @@ def _members(model) -> dict:
         return members
     for layer in standardized_layers(model):
         tensors = layer._tensors()
-        held = layer._provider is not None and not isinstance(layer._provider, _Pass)
+        held = layer._is_provided_for() and not isinstance(layer._provider, _Pass)
         if has_kernel(tensors[0]) and not held and not cacheable(layer, tensors):
             members[layer] = (tensors, autocast_dtype(tensors[0]))
     return members
@@ -168,7 +216,10 @@ def _members(model) -> dict:
 class _Pass:
     """One forward pass of the model: what its layers ask instead of computing; see Standardized."""
 
-    def __init__(self, members: dict, used: dict | None, limit: float | None):
+    idle = False
+
+    def __init__(self, group: Group, members: dict, used: dict | None, limit: float | None):
+        self.group = group
         self.members = members
         self.used: dict = {}
         self.thread = self.saved_hooks = None
@@ -187,6 +238,8 @@ class _Pass:
                     self.places[layer] = bucket, i
         for layer in members:
             layer.__dict__["_provider"] = self
+        if self.thread is not None:
+            group._running.add(self)
 
     def take(self, layer, tensors, dtype):
         """The layer's result from the launch; None: the layer computes its own."""
@@ -212,8 +265,9 @@ class _Pass:
     def close(self):
         for layer in self.members:
             if layer._provider is self:
-                layer.__dict__["_provider"] = None
+                layer.__dict__["_provider"] = self.group
         self.places = {}
+        self.group._running.discard(self)
 
 
 class _Bucket:

@@ -11,10 +11,11 @@ import functools
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .cache import Inputs
 from .launch import Launch, launches, standardized_layers
-from .modules import autocast_dtype
+from .standardized import autocast_dtype
 
 _CHANGED = (
     "{} changed inside torch_ws.hold: the standardized weights that the block used are not its "
@@ -40,10 +41,12 @@ def hold(model: nn.Module) -> Hold:
     other parameters appear with every backward pass, as usual. Results are made at the first use,
     in autocast's dtype where autocast is on, and gradients are summed in the weights' dtype.
 
-    A scaled loss is fine; ``GradScaler.unscale_``, clipping and ``optimizer.step`` belong after the
-    block, when all gradients are there. (Of these only ``unscale_`` alone goes unnoticed inside: it
-    writes without PyTorch's version counter.) With DistributedDataParallel every pass but the last
-    goes under ``no_sync``, as usual; the weights are reduced when the block ends.
+    A scaled loss is fine; ``GradScaler.unscale_``, clipping, ``zero_grad`` and ``optimizer.step``
+    belong after the block, when all gradients are there. Inside they are an error, which is known
+    by the gradients of the other parameters. (``unscale_`` alone goes unnoticed: it writes without
+    PyTorch's version counter; and where a model has no parameters but standardized weights, or a
+    process group is initialized, only ``step`` is noticed.) With DistributedDataParallel every pass
+    but the last goes under ``no_sync``, as usual; the weights are reduced when the block ends.
 
     Args:
         model: any module; its torch_ws layers are held. Give a compiled module, not what it wraps.
@@ -52,10 +55,11 @@ def hold(model: nn.Module) -> Hold:
         TypeError: `model` is not a module.
         ValueError: DistributedDataParallel with ``find_unused_parameters`` or ``static_graph``,
             which decide what to reduce before the weights' gradients are there.
-        RuntimeError: blocks are nested; or, at the latest at the end of the block and with no
-            gradient of a standardized weight added: a parameter, or a gradient that other
-            parameters had collected, was changed inside the block; or a second synchronizing pass;
-            or a backward pass after the block through weights held by it.
+        RuntimeError: blocks are nested; an optimizer of the model steps inside the block; or, at
+            the latest at the end of the block and with no gradient of a standardized weight added:
+            a parameter, or a gradient that other parameters had collected, was changed inside the
+            block; or a second synchronizing pass; or a backward pass after the block through
+            weights held by it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -121,6 +125,8 @@ def _take(launch, some):
 class Hold:
     """What :func:`hold` returns. Entered once."""
 
+    idle = False
+
     def __init__(self, model):
         self._model = model
         self._layers: dict | None = None  # layer -> its (weight, gain, shift) at the beginning
@@ -130,18 +136,18 @@ class Hold:
         self._collected: dict = {}  # other parameters -> the gradient they collected, its version
         self._hooks: list = []
         self._synchronized = False
-        self._grouped: set = set()  # the layers that have an attribute _provider of their own
+        self._providers: dict = {}  # layer -> the provider that it had, where it had one
 
     def __enter__(self):
         if self._layers is not None:
             raise RuntimeError("torch_ws.hold: a block can be entered once; call hold again")
         layers = standardized_layers(self._model)
-        if any(layer._provider is not None for layer in layers):
+        if any(layer._is_provided_for() for layer in layers):
             raise RuntimeError("torch_ws.hold: blocks of one model cannot be nested")
         self._watch_ddp()
         self._layers = {layer: layer._tensors() for layer in layers}
         self._watch_parameters()
-        self._grouped = {layer for layer in layers if "_provider" in layer.__dict__}
+        self._providers = {m: m._provider for m in layers if "_provider" in m.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
         if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in self._model.modules()):
@@ -180,8 +186,8 @@ class Hold:
     def __exit__(self, kind, error, traceback):
         for layer in self._layers:  # as they were, which compiled code guards
             layer.__dict__.pop("_provider", None)
-            if layer in self._grouped:
-                layer.__dict__["_provider"] = None
+            if layer in self._providers:
+                layer.__dict__["_provider"] = self._providers[layer]
         for hook in self._hooks:
             hook.remove()
         try:
@@ -213,6 +219,7 @@ class Hold:
 
     def _watch_parameters(self):
         held = {id(t) for tensors in self._layers.values() for t in tensors}
+        self._hooks.append(register_optimizer_step_pre_hook(self._refuse_step))
         # Reductions write to gradients too, and cannot be told from a user's hand.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         for parameter in self._model.parameters():
@@ -220,8 +227,26 @@ class Hold:
                 continue
             self._versions[parameter] = parameter._version
             if parameter.requires_grad and id(parameter) not in held and not distributed:
+                check = functools.partial(self._check_gradient, parameter)
+                self._hooks.append(parameter.register_hook(check))
                 hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)
                 self._hooks.append(hook)
+
+    def _refuse_step(self, optimizer, args, kwargs):
+        if not torch.compiler.is_compiling():  # whose step counts versions
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            if any(p in self._versions for p in parameters):
+                raise RuntimeError(_CHANGED.format("a parameter would be"))
+
+    def _check_gradient(self, parameter, _=None):
+        """Raises if what `parameter` had collected is not there as it was."""
+        grad, version = self._collected.get(parameter, (None, None))
+        if grad is not None and (parameter.grad is not grad or grad._version != version):
+            raise RuntimeError(
+                "gradients were changed inside torch_ws.hold, before those of the standardized "
+                "weights were there: unscale, clip, step and zero_grad after the block. No "
+                "gradient of a standardized weight was added"
+            )
 
     def _note_gradient(self, parameter):
         self._collected[parameter] = parameter.grad, parameter.grad._version
@@ -231,13 +256,8 @@ class Hold:
             held.inputs.unchanged() for held in self._held.values()
         ):
             raise RuntimeError(_CHANGED.format("a parameter"))
-        for parameter, (grad, version) in self._collected.items():
-            if parameter.grad is not grad or grad._version != version:
-                raise RuntimeError(
-                    "gradients were changed inside torch_ws.hold, before those of the standardized "
-                    "weights were there: unscale, clip, step and zero_grad after the block. No "
-                    "gradient of a standardized weight was added"
-                )
+        for parameter in self._collected:
+            self._check_gradient(parameter)
 
     def _watch_ddp(self):
         for module in self._model.modules():

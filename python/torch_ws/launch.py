@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .many import apply_many, raw_backward_many, scalars_of, standardize_many
-from .modules import Standardized
 from .ops import differentiable_backward
+from .standardized import Standardized
 
 Tensor = torch.Tensor
 
@@ -38,7 +38,8 @@ def standardized_layers(model: nn.Module) -> list[Standardized]:
 
 
 def has_kernel(tensor: Tensor) -> bool:
-    return tensor.device.type in ("cpu", "cuda", "meta")
+    """False also for what only stands for a tensor, as torch.fx's tracer gives it."""
+    return isinstance(tensor, Tensor) and tensor.device.type in ("cpu", "cuda", "meta")
 
 
 class Launch:
