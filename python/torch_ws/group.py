@@ -147,6 +147,7 @@ class Group:
         """None: outside of a pass the layer computes its own result. Warns once if it trains."""
         if (
             not (self._warned or torch.compiler.is_compiling() or self._running)
+            and self._model() is not None
             and layer.training
             and torch.is_grad_enabled()
             and isinstance(tensors[0], nn.Parameter)  # not a replica's

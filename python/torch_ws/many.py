@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.fx.proxy import TraceError
 
 from . import reference
 from ._check import check, check_weight, resolve
@@ -64,12 +65,9 @@ def standardize_many(
         formula = resolve(formula)  # once
     formulas = _for_each("formula", formula, (str, Formula), count)
     channel_dims = _for_each("channel_dim", channel_dim, int, count)
-    if torch.jit.is_tracing():  # TorchScript's lists of tensors have no None in them
-        each = zip(weights, gains, shifts, formulas, channel_dims, strict=True)
-        return [
-            standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for w, g, s, f, d in each
-        ]
     try:
+        if torch.jit.is_tracing():
+            raise TraceError("TorchScript's lists of tensors have no None in them")
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
         traced = torch.compiler.is_compiling()
@@ -84,6 +82,11 @@ def standardize_many(
         ):
             return list(apply_many(arguments, *weights, *gains, *shifts))
         return raw_forward_many(weights, gains, shifts, *arguments)
+    except TraceError:  # from torch.fx too, whose tensors have no device
+        each = zip(weights, gains, shifts, formulas, channel_dims, strict=True)
+        return [
+            standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for w, g, s, f, d in each
+        ]
     except (AttributeError, RuntimeError, TypeError, IndexError):
         for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
             with _naming(i):

@@ -213,10 +213,10 @@ class Standardized(nn.Module):
     ):
         saved = local_metadata.get("formula")
         if saved is not None and saved != dataclasses.asdict(self.formula):
-            was = saved if not isinstance(saved, dict) else named(Formula(**saved))
+            known = (named(f) for f in formulas.values() if dataclasses.asdict(f) == saved)
             warnings.warn(
-                f"the state dict was saved by a layer with formula {was}, and is loaded into one "
-                f"with {named(self.formula)}, which computes another weight from it",
+                f"the state dict was saved by a layer with formula {next(known, saved)}, and is "
+                f"loaded into one with {named(self.formula)}: it computes another weight from it",
                 UserWarning,
                 stacklevel=2,
             )
