@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ._private import storage_users
 from .ops import needs_reference
 
 _watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # id(tensor) -> tensor
@@ -143,6 +144,4 @@ def cached(layer: nn.Module, tensors: tuple, dtype: torch.dtype | None) -> torch
 
 def _counts_versions(tensor):
     """True if the tensor has its memory for itself, so that its version tells of every write."""
-    storage = tensor.untyped_storage()
-    users = torch._C._storage_Use_Count(storage._cdata)
-    return users == 2 and not (tensor.is_cpu and tensor.is_shared())  # `tensor` and `storage`
+    return storage_users(tensor) == 1 and not (tensor.is_cpu and tensor.is_shared())

@@ -20,6 +20,7 @@ import weakref
 import torch
 from torch import nn
 
+from ._private import in_backward, saved_tensors_hooks
 from .cache import cacheable
 from .launch import Launch, has_kernel, launches, standardized_layers
 from .ops import needs_reference
@@ -152,7 +153,7 @@ class Group:
             and torch.is_grad_enabled()
             and isinstance(tensors[0], nn.Parameter)  # not a replica's
             and any(t is not None and t.requires_grad for t in tensors)
-            and torch._C._current_graph_task_id() == -1  # checkpointing repeats passes in backward
+            and not in_backward()  # where checkpointing repeats a pass
         ):
             self._warned = True
             model = self._class.__name__
@@ -226,7 +227,7 @@ class _Pass:
         self.thread = self.saved_hooks = None
         if not torch.compiler.is_compiling():
             self.thread = threading.get_ident()
-            self.saved_hooks = _saved_tensors_hooks()
+            self.saved_hooks = saved_tensors_hooks()
         self.places: dict = {}  # layer -> its bucket, and its place there
         # A checkpointed pass must save the same tensors when it is repeated, whatever was learned.
         if used is None or self.saved_hooks is not None:
@@ -254,7 +255,7 @@ class _Pass:
             self.thread != threading.get_ident()
             or needs_reference()
             # Checkpointing computes a layer again after the pass: alone, saving other tensors.
-            or self.saved_hooks != _saved_tensors_hooks()
+            or self.saved_hooks != saved_tensors_hooks()
         ):
             return None
         self.used[layer] = None
@@ -323,8 +324,3 @@ def _same(old, new):
 
 def _mark(layer, tensors):
     return layer.formula, [t._version for t in tensors if t is not None]
-
-
-def _saved_tensors_hooks():
-    """The innermost saved-tensor hooks, by which a layer can tell that it is checkpointed."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
