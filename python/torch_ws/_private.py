@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+# The public is_autocast_enabled and is_tracing take several times as long; every call asks both.
+any_autocast = torch._C._is_any_autocast_enabled
+is_tracing = torch._C._is_tracing
+
 
 def storage_users(tensor: torch.Tensor) -> int:
     """How many tensors have their elements in the memory of `tensor`, itself included.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ._private import storage_users
+from ._private import is_tracing, storage_users
 from .ops import needs_reference
 
 _watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # id(tensor) -> tensor
@@ -33,42 +33,56 @@ class Inputs:
     Keeps neither the tensors nor their memory alive. `freed` is called when one of these ends.
     """
 
-    __slots__ = ("formula", "marks", "storages", "tensors")
+    __slots__ = ("formula", "known")
 
     def __init__(self, layer: nn.Module, tensors: tuple, freed=None):
-        given = [t for t in tensors if t is not None]
         self.formula = layer.formula
-        self.tensors = [None if t is None else weakref.ref(t) for t in tensors]
-        self.marks = [_mark(t) for t in given]
-        # `tensor.data = other` leaves identity and version as they are. It is told by the address,
-        # which says something only as long as the memory that was there has not been freed.
-        self.storages = [weakref.ref(t.untyped_storage(), freed) for t in given]
-        for tensor in given:
-            _watched[id(tensor)] = tensor
+        self.known = [None if t is None else _Known(t, freed) for t in tensors]
 
     def are(self, layer: nn.Module, tensors: tuple) -> bool:
         """True if `layer` would now, from `tensors`, compute the same."""
         if layer.formula is not self.formula and layer.formula != self.formula:
             return False
-        for tensor, known in zip(tensors, self.tensors, strict=True):
-            if tensor is not (known and known()):
+        for tensor, known in zip(tensors, self.known, strict=True):
+            if tensor is None or known is None:
+                if tensor is not known:
+                    return False
+            elif tensor is not known.tensor() or not known.holds(tensor):
                 return False
-        return self.unchanged()
+        return True
 
     def unchanged(self) -> bool:
         """True if nothing was written to the tensors since, and they all still exist."""
-        marks = []
-        for known in self.tensors:
+        for known in self.known:
             if known is not None:
-                tensor = known()
-                if tensor is None:
+                tensor = known.tensor()
+                if tensor is None or not known.holds(tensor):
                     return False
-                marks.append(_mark(tensor))
-        return marks == self.marks and None not in [storage() for storage in self.storages]
+        return True
 
 
-def _mark(tensor):
-    return tensor._version, tensor.data_ptr(), tensor.stride()
+class _Known:
+    """One tensor at one moment."""
+
+    __slots__ = ("address", "storage", "stride", "tensor", "version")
+
+    def __init__(self, tensor, freed):
+        self.tensor = weakref.ref(tensor)
+        self.version = tensor._version
+        # `tensor.data = other` leaves identity and version as they are. It is told by the address,
+        # which says something only as long as the memory that was there has not been freed.
+        self.address = tensor.data_ptr()
+        self.storage = weakref.ref(tensor.untyped_storage(), freed)
+        self.stride = tensor.stride()
+        _watched[id(tensor)] = tensor
+
+    def holds(self, tensor):
+        return (
+            tensor._version == self.version
+            and tensor.data_ptr() == self.address
+            and self.storage() is not None
+            and tensor.stride() == self.stride
+        )
 
 
 def _count_step(optimizer, args, kwargs):
@@ -118,14 +132,13 @@ def cacheable(layer: nn.Module, tensors: tuple) -> bool:
     weight = tensors[0]
     if type(weight) is not nn.Parameter or torch.compiler.is_compiling() or not layer.eval_cache:
         return False
-    in_training = layer.training or torch.is_grad_enabled()
-    for tensor in tensors:
-        # inference tensors have no version counter
-        if tensor is not None and ((in_training and tensor.requires_grad) or tensor.is_inference()):
-            return False
+    if layer.training or torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return False
     return not (
         needs_reference()
-        or torch.jit.is_tracing()
+        or is_tracing()
         # a captured graph would go on reading the result after the weight has changed
         or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
     )
@@ -144,4 +157,6 @@ def cached(layer: nn.Module, tensors: tuple, dtype: torch.dtype | None) -> torch
 
 def _counts_versions(tensor):
     """True if the tensor has its memory for itself, so that its version tells of every write."""
+    if tensor.is_inference():
+        return False
     return storage_users(tensor) == 1 and not (tensor.is_cpu and tensor.is_shared())

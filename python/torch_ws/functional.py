@@ -6,10 +6,10 @@ import torch
 from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
-from torch.jit import is_tracing
 
 from . import reference
 from ._check import check, check_weight, resolve
+from ._private import is_tracing
 from .formulas import Formula
 from .ops import apply, needs_reference, raw_forward
 

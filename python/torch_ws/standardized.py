@@ -20,6 +20,7 @@ from torch import nn
 from torch.fx import Proxy
 
 from ._check import refuse_fusion, resolve
+from ._private import any_autocast
 from .cache import cacheable, cached
 from .formulas import Formula, formulas
 from .functional import standardize
@@ -27,11 +28,11 @@ from .functional import standardize
 
 def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
     """What autocast makes of a float32 weight where it is on; None: nothing, its dtype stays."""
+    if weight.dtype != torch.float32:
+        return None
     device_type = weight.device.type
-    if weight.dtype != torch.float32 or device_type == "meta":  # for which autocast has no answer
-        return None
-    if not torch.is_autocast_enabled(device_type):
-        return None
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None  # of meta autocast knows nothing
     return torch.get_autocast_dtype(device_type)
 
 
@@ -81,6 +82,7 @@ class Standardized(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        cls._vectors_are_parameters = not (hasattr(cls, "gain") or hasattr(cls, "shift"))
         if "__init__" not in vars(cls):  # its own copy, so that errors name the class
             init = cls.__init__
             own = types.FunctionType(
@@ -130,12 +132,12 @@ class Standardized(nn.Module):
         tensors = self._tensors()
         if isinstance(tensors[0], Proxy):  # of torch.fx, which records the call
             return self._standardize(tensors, None)
-        dtype = autocast_dtype(tensors[0])
+        dtype = autocast_dtype(tensors[0]) if any_autocast() else None
         if self._provider is not None:
             result = self._provider.take(self, tensors, dtype)
             if result is not None:
                 return result
-        if cacheable(self, tensors):
+        if not (self.training and tensors[0].requires_grad) and cacheable(self, tensors):
             return cached(self, tensors, dtype)
         return self._standardize(tensors, dtype)
 
@@ -148,6 +150,10 @@ class Standardized(nn.Module):
 
         That may be torch.fx's tracer, or a property of a subclass.
         """
+        if self._vectors_are_parameters:  # nn.Module.__getattr__ takes as long for one that is None
+            parameters = self._parameters
+            if parameters.get("gain", self) is None and parameters.get("shift", self) is None:
+                return self.weight, None, None
         return self.weight, self.gain, self.shift
 
     def _standardize(self, tensors, dtype):
