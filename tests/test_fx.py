@@ -103,6 +103,13 @@ def test_parametrized():
     assert_follows(fx.symbolic_trace(model), model, torch.randn(3, 4))
 
 
+@pytest.mark.parametrize("formula", ["paper", "nfnet"])
+def test_a_layer_parametrized_by_others(formula):
+    layer = nn.utils.parametrizations.weight_norm(torch_ws.WSLinear(4, 6, formula=formula))
+    model = nn.Sequential(layer)
+    assert_follows(fx.symbolic_trace(model), model, torch.randn(3, 4))
+
+
 def test_grouped():
     layers = torch_ws.WSConv2d(4, 6, 3), nn.GroupNorm(2, 6), torch_ws.WSConv2d(6, 2, 1)
     model = nn.Sequential(*layers)
