@@ -11,8 +11,6 @@ runs the hooks of the outermost module outside of the graph.
 
 from __future__ import annotations
 
-import copyreg
-import functools
 import threading
 import warnings
 import weakref
@@ -25,6 +23,7 @@ from .cache import cacheable
 from .launch import Launch, has_kernel, launches, standardized_layers
 from .ops import needs_reference
 from .standardized import autocast_dtype
+from .subclass import subclass_of
 
 _grouped: weakref.WeakSet = weakref.WeakSet()  # the models
 
@@ -102,7 +101,7 @@ class Group:
         self._compiled = False
         self._warned = False
         self._class = type(model)
-        self._subclass = _subclass_of(type(model))
+        self._subclass = subclass_of(type(model))
         for layer in standardized_layers(model):
             # Compiled code guards what a layer has: the same before its first pass as after it.
             if not layer._is_provided_for():
@@ -165,39 +164,6 @@ class Group:
                 stacklevel=2,
             )
         return None
-
-
-def _subclass_of(base: type) -> type:
-    """The class with its forward within a pass of the group."""
-
-    def forward(self, *args, **kwargs):
-        group = self.__dict__.get("_ws_group")
-        current = None if group is None else group.begin(self)
-        if current is None:
-            return base.forward(self, *args, **kwargs)
-        try:
-            result = base.forward(self, *args, **kwargs)
-            group.end(current)
-        finally:
-            current.close()
-        return result
-
-    def __reduce_ex__(self, protocol):  # copies are of the class that the model had
-        function, arguments, state, *rest = base.__reduce_ex__(self, protocol)
-        if function is copyreg.__newobj__:
-            function, arguments = _new, (base, *arguments[1:])
-        if isinstance(state, dict):
-            state = {name: value for name, value in state.items() if name != "_ws_group"}
-        return function, arguments, state, *rest
-
-    functools.update_wrapper(forward, base.forward)
-    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    members = {"forward": forward, "__reduce_ex__": __reduce_ex__, **names}
-    return type(base.__name__, (base,), members)
-
-
-def _new(cls, *arguments):
-    return cls.__new__(cls, *arguments)  # as copyreg.__newobj__, but for another class than it is
 
 
 def _members(model) -> dict:
