@@ -98,6 +98,12 @@ def denominator(var, eps: float, eps_mode: int):
     return (var + eps if mode == "var" else var.clamp(min=eps)).sqrt()
 
 
+def spelled(formula: str | Formula) -> str:
+    """The formula as code writes it: its name in quotes if it has one, else its arguments."""
+    names = [name for name, known in formulas.items() if formula in (name, known)]
+    return repr(names[0] if names else formula)
+
+
 formulas: Mapping[str, Formula] = MappingProxyType(
     {
         # Qiao et al. 2019 as commonly stated; big_vision bit.py, vision_transformer
