@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from .formulas import EPS_MODES, Formula, formulas
+from .formulas import EPS_MODES, Formula, did_you_mean, formulas
 
 # A weight's dtype -> the dtypes its result can have. The first is the default.
 OUTPUT_DTYPES = {
@@ -29,7 +29,9 @@ def resolve(formula) -> Formula:
     if not isinstance(formula, str):
         raise TypeError(f"formula must be a name or a Formula, got {type(formula).__name__}")
     if formula not in formulas:
-        raise ValueError(f"formula must be one of {', '.join(formulas)}; got {formula!r}")
+        raise ValueError(
+            f"formula must be one of {', '.join(formulas)}; got {formula!r}{did_you_mean(formula)}"
+        )
     return formulas[formula]
 
 
