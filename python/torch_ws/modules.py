@@ -42,6 +42,30 @@ def regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
+class _NoBaseLayer:
+    """An attribute that a layer does not have; peft looks for it on its way to a layer's weight.
+
+    Its adapters add to `weight.data` when they are merged, which PyTorch shows to nobody: the sum
+    would be standardized. Each finds the layer by `get_base_layer`, which asks the layer for
+    another one within it, so a method `merge` of the same package that asks is refused.
+    """
+
+    def __get__(self, layer, owner=None):
+        if layer is not None and not torch.compiler.is_compiling():
+            frame = sys._getframe(1)
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if frame.f_code.co_name == "get_base_layer":
+                while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+                    if frame.f_code.co_name == "merge":
+                        raise RuntimeError(
+                            f"{package} would merge an adapter into the weight that "
+                            f"{type(layer).__name__} standardizes after it, and the result would "
+                            "be another: call torch_ws.fold on the model first, then merge"
+                        )
+                    frame = frame.f_back
+        raise AttributeError(f"{type(layer).__name__!r} object has no attribute 'base_layer'")
+
+
 class Standardized(nn.Module):
     """What the layers share. Before a torch.nn class among the bases.
 
@@ -61,6 +85,8 @@ class Standardized(nn.Module):
 
     channels: str  # the name of the attribute that counts the output channels
     channel_dim = 0  # of the tensor that _to_rows returns
+
+    base_layer = _NoBaseLayer()
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
     _provider = None  # computes for many layers at once, during a pass or a block
