@@ -220,7 +220,21 @@ class _Conv(Standardized):
             return self.convolve(
                 input, weight, self.bias, self.stride, 0, self.dilation, self.groups
             )
-        return self._conv_forward(input, weight, self.bias)
+        return super()._conv_forward(input, weight, self.bias)
+
+    def _conv_forward(self, input, weight, bias):
+        """torch.nn's, for others than the layer itself: mmcv's fusion in evaluation ends here.
+
+        Its weight is the layer's, not standardized, times batch normalization's scale.
+        """
+        if not torch.compiler.is_compiling():
+            function = sys._getframe(1).f_code.co_name
+            if "conv_bn" in function:
+                raise RuntimeError(
+                    f"{function} would apply the weight of {type(self).__name__} without "
+                    "standardizing it: call torch_ws.fold on the model first"
+                )
+        return super()._conv_forward(input, weight, bias)
 
     def _same_padding(self, input):
         """So many elements that ceil(size / stride) outputs result; the odd one at the end."""
