@@ -18,7 +18,7 @@ from .measure import Session, WrongResult, measure
 from .options import check_arguments, choose_providers, choose_workloads, make_parser
 from .providers import COPY, OURS
 from .record import Row
-from .terminal import Console, make_progress
+from .terminal import Console, make_console, make_progress, print_text
 from .workloads import OVERHEAD_SHAPE, Workload, weight_workload
 
 BUSY = 0.5  # running processes beside this one, from which on threads wait for their turn
@@ -78,8 +78,10 @@ def print_results(
     if overhead:
         title = f"the cost of a call, one weight of {OVERHEAD_SHAPE} in {overhead[0].dtype}"
         report.print_times(console, title, overhead, compared, host=args.device == "cuda")
-    if lowered:
-        report.print_capabilities(console, main_rows, lowered)
+    groups = [(dtype, direction) for dtype in args.dtype for direction in args.direction]
+    for group in groups if lowered else ():
+        found = [row for row in main_rows if (row.dtype, row.direction) == group]
+        report.print_capabilities(console, found, lowered)
 
 
 def main(argv: list[str]) -> int:
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> int:
         "keeps_freed_memory": args.device == "cpu" and machine.keep_freed_memory(),
     }
     facts = machine.describe(args.device)
-    console = report.make_console()
+    console = make_console()
     report.print_head(console, facts, command, settings)
     session = Session(providers, args.device, args.seconds)
 
@@ -113,7 +115,9 @@ def main(argv: list[str]) -> int:
         return 1
     print_results(args, session, rows, console)
     if facts["load"] > BUSY:
-        console.print("[yellow]Other processes were running (load above): do not quote this.")
+        console.print()
+        text = "Other processes were running (load above): do not quote this."
+        print_text(console, text, "yellow")
     if args.plot:
         from . import plot
 

@@ -27,7 +27,7 @@ from .step_options import (
     make_parser,
 )
 from .step_variants import Settings, Variant
-from .terminal import Console, make_progress
+from .terminal import Console, make_console, make_progress, print_text
 
 
 def run(
@@ -72,10 +72,10 @@ def main(argv: list[str]) -> int:
         "keeps_freed_memory": args.device == "cpu" and machine.keep_freed_memory(),
     }
     facts = machine.describe(args.device)
-    console = report.make_console()
+    console = make_console()
     report.print_head(console, facts, command, recorded)
     for name, reason in missing.items():
-        console.print(f"[yellow]{name} is left out: {reason}")
+        print_text(console, f"{name} is left out: {reason}", "yellow")
 
     def save(rows: list[Row]) -> None:
         if args.json:
@@ -90,7 +90,9 @@ def main(argv: list[str]) -> int:
         return 1
     step_report.print_variants(console, rows, variants)
     if facts["load"] > BUSY:
-        console.print("[yellow]Other processes were running (load above): do not quote this.")
+        console.print()
+        text = "Other processes were running (load above): do not quote this."
+        print_text(console, text, "yellow")
     if args.plot:
         from . import step_plot
 

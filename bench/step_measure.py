@@ -3,8 +3,8 @@
 A round takes one sample of every variant in shuffled order, as in timing.py. The overhead of a
 variant is taken within each round, against `plain` in the same round, and then the median of the
 rounds: whatever slows the machine down for longer than a round slows both alike and cancels. Its
-median is reported with a 95 % confidence interval, which says what the run resolves, and with the
-quartiles, which say how noisy the rounds were.
+median is reported with a 95 % confidence interval, which says what the run resolves; the record and
+the plot also have the quartiles, which say how noisy the rounds were.
 """
 
 from __future__ import annotations

@@ -191,6 +191,13 @@ def test_memory_format_stays(monkeypatch, name, last, lost):
         ({"num_groups": 0}, ValueError, "num_groups must be positive, got 0"),
         ({"num_groups": True}, TypeError, "num_groups must be an int, got bool"),
         ({"num_channels": "6"}, TypeError, "num_channels must be an int, got str"),
+        # flags that are none: 0.5 would be taken for True
+        ({"affine": 0.5}, TypeError, "affine must be a bool, got float"),
+        ({"track_running_stats": 1}, TypeError, "track_running_stats must be a bool, got int"),
+        ({"channel_affine": "no"}, TypeError, "channel_affine must be a bool, got str"),
+        ({"estimated": None}, TypeError, "estimated must be a bool, got NoneType"),
+        ({"momentum": True}, TypeError, "momentum must be a float, got bool"),
+        ({"momentum": "0.1", "estimated": True}, TypeError, "momentum must be a float, got str"),
         ({"eps": float("nan")}, ValueError, "eps must be finite and not negative, got nan"),
         (
             {"estimated": True, "momentum": None},

@@ -189,8 +189,12 @@ def test_strides_of_channels_last_stay():
         ({"num_channels": 3.0}, TypeError, "num_channels must be an int, got float"),
         ({"num_channels": 0}, ValueError, "num_channels must be positive, got 0"),
         ({"eps": "1"}, TypeError, "eps must be a float, got str"),
+        ({"eps": True}, TypeError, "eps must be a float, got bool"),  # an int to Python
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative, got -1.0"),
         ({"rate": None}, TypeError, "rate must be a float, got NoneType"),
+        ({"rate": True}, TypeError, "rate must be a float, got bool"),
+        ({"affine": 0.5}, TypeError, "affine must be a bool, got float"),
+        ({"affine": "no"}, TypeError, "affine must be a bool, got str"),
         ({"rate": 1.5}, ValueError, r"rate must be in \[0, 1\], got 1.5"),
         ({"rate": math.nan}, ValueError, r"rate must be in \[0, 1\], got nan"),
     ],

@@ -70,6 +70,34 @@ def test_other_libraries_functions_that_set_the_weight_are_noticed():
         _fuse_conv_bn(*model)
 
 
+def efficient_conv_bn_eval_forward(bn, conv, x):
+    """As mmcv's ConvModule does it in evaluation: the weight is scaled anew in each pass."""
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    weight = conv.weight * scale.reshape(-1, *[1] * (conv.weight.dim() - 1))
+    bias = torch.zeros_like(bn.running_var) if conv.bias is None else conv.bias
+    return conv._conv_forward(x, weight, bn.bias + scale * (bias - bn.running_mean))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d"])  # what mmcv takes
+def test_fusion_of_each_pass_is_an_error_and_right_after_fold(name):
+    model, x = pair(name)
+    expected = model(x)
+    layer = type(model[0]).__name__
+    message = rf"efficient_conv_bn_eval_forward would apply .* {layer} .*torch_ws\.fold"
+    with pytest.raises(RuntimeError, match=message):
+        efficient_conv_bn_eval_forward(model[1], model[0], x)
+    torch_ws.fold(model)
+    actual = efficient_conv_bn_eval_forward(model[1], model[0], x)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_others_may_apply_a_weight_of_theirs():
+    model, x = pair("conv2d")
+    layer = model[0]
+    actual = layer._conv_forward(x, layer.standardized_weight(), layer.bias)
+    assert torch.equal(actual, layer(x))
+
+
 def test_batch_normalization_may_be_fused_into_gain_and_bias():
     """Which are applied after standardization: right, whatever the function is called."""
     model, x = pair("conv2d")

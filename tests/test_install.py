@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,9 @@ def test_failed_load_is_explained(tmp_path, damage):
     for part in ("reason", "found", "Likely causes", "pip install", str(package)):
         assert part in message
     assert len(message.splitlines()) < 25  # one screen
+    # of a source checkout: no package index has the package
+    commands = re.findall(r"pip install [^`]*", message)
+    assert len(commands) == 2 and all("." in command.split() for command in commands)
 
 
 def test_loading_twice_is_harmless():

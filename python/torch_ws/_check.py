@@ -7,11 +7,10 @@ until an op has refused its arguments (see functional.py).
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 
-from .formulas import EPS_MODES, Formula, formulas
+from .formulas import EPS_MODES, Formula, did_you_mean, formulas
 
 # A weight's dtype -> the dtypes its result can have. The first is the default.
 OUTPUT_DTYPES = {
@@ -29,7 +28,9 @@ def resolve(formula) -> Formula:
     if not isinstance(formula, str):
         raise TypeError(f"formula must be a name or a Formula, got {type(formula).__name__}")
     if formula not in formulas:
-        raise ValueError(f"formula must be one of {', '.join(formulas)}; got {formula!r}")
+        raise ValueError(
+            f"formula must be one of {', '.join(formulas)}; got {formula!r}{did_you_mean(formula)}"
+        )
     return formulas[formula]
 
 
@@ -114,16 +115,3 @@ def check(
                 f"dtype must be {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
                 f"weight, got {_name(dtype)}"
             )
-
-
-def refuse_fusion(layer, function) -> None:
-    """Raises where a function that fuses batch normalization into a convolution sets its weight.
-
-    torch.nn.utils.fusion.fuse_conv_bn_eval and its like scale a copy's weight, which the copy then
-    standardizes: the scale would be lost without a word.
-    """
-    if re.search("(^|_)fuse", function):
-        raise RuntimeError(
-            f"{function} would scale the weight that {type(layer).__name__} standardizes after it, "
-            "and the scale would be lost: call torch_ws.fold on the model first, then fuse"
-        )

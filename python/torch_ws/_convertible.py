@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ._check import resolve
+from .formulas import spelled
 from .parametrize import WeightStandardization
 from .standardized import Standardized
 
@@ -60,13 +62,40 @@ def skipped(model, skip, classes):
     return {below for module in found for below in module.modules()}
 
 
-def standardizes(layer):
-    """True for our classes, and where torch_ws.parametrize has been at the weight."""
+def standardization(layer):
+    """What standardizes the layer's weight and has the formula, gain and shift; else None.
+
+    That is the layer itself if it is of our classes, or what torch_ws.parametrize put there.
+    """
     if isinstance(layer, Standardized):
-        return True
-    return parametrize.is_parametrized(layer, "weight") and any(
-        isinstance(one, WeightStandardization) for one in layer.parametrizations["weight"]
-    )
+        return layer
+    made_by = layer.parametrizations.weight if parametrize.is_parametrized(layer, "weight") else ()
+    return next((one for one in made_by if isinstance(one, WeightStandardization)), None)
+
+
+def refuse_other(standardizing, formula, gain, shift, preserve):
+    """Raises where layers that standardize already have something else than is asked for."""
+    differing = []
+    for name, layer in standardizing.items():
+        held = standardization(layer)
+        lacks = (gain and held.gain is None) or (shift and held.shift is None)
+        if resolve(held.formula) != formula or lacks or preserve:
+            has = _options(held.formula, gain=held.gain is not None, shift=held.shift is not None)
+            differing.append(f"{called(name, layer)} with {has}")
+    if differing:
+        asked = _options(formula, gain=gain, shift=shift, preserve=preserve)
+        raise ValueError(
+            f"convert was asked for {asked}, but {few(differing)} standardize already, and convert "
+            "changes plain layers only. Another formula is assigned to each of them: "
+            "layer.formula = torch_ws.formulas[...]. To convert the other layers, put "
+            "torch_ws.Standardized, or their names, in skip"
+        )
+
+
+def _options(formula, **flags):
+    """Arguments as a call has them, without those that are False."""
+    text = f"formula={spelled(formula)}"
+    return text + "".join(f", {name}=True" for name, flag in flags.items() if flag)
 
 
 def own_class(layer):
@@ -127,7 +156,7 @@ def warn(model, plan, left_alone, formula, linear):
             "torch_ws.adopt knows layers of timm, mmcv and others; torch_ws.parametrize takes any "
             "tensor."
         )
-    if not plan and not any(isinstance(module, Standardized) for module in model.modules()):
+    if not plan and all(standardization(module) is None for module in model.modules()):
         layers = "convolutions or linear layers" if linear else "convolutions (see linear=True)"
         say(f"convert did nothing: the model has no {layers} to convert")
     single = [

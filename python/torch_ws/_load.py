@@ -37,7 +37,7 @@ Likely causes:
      (or `make build`); `found` above then names libws.so.
   2. PyTorch is older than 2.10: its stable ABI lacks what the library needs. Upgrade torch.
   3. The library was built for another machine or C library (`GLIBC_... not found`, `wrong ELF
-     class`). Build it here: `pip install --no-binary torch-ws torch-ws`.
+     class`). Build it here: `pip install .` in a checkout of the sources (README, Install).
 
 `torch_ws.reference` computes the same in plain PyTorch: copy python/torch_ws/reference.py.
 """

@@ -14,6 +14,8 @@ from torch.fx import Proxy
 from .estimated_batch_norm import (
     EstimatedBatchNorm,
     check_eps,
+    check_flags,
+    check_float,
     check_input,
     check_positive,
     recorded,
@@ -88,6 +90,14 @@ class BatchChannelNorm(nn.Module):
                 f"num_groups must divide num_channels ({num_channels}), got {num_groups}"
             )
         check_eps(eps)
+        if momentum is not None:
+            check_float("momentum", momentum)
+        check_flags(
+            affine=affine,
+            track_running_stats=track_running_stats,
+            channel_affine=channel_affine,
+            estimated=estimated,
+        )
         if estimated and (momentum is None or not 0 <= momentum <= 1):
             raise ValueError(f"momentum must be in [0, 1] with estimated=True, got {momentum}")
         if estimated and not track_running_stats:

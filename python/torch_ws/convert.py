@@ -21,9 +21,10 @@ from ._convertible import (
     check_layer,
     inside_attention,
     own_class,
+    refuse_other,
     refuse_wrapped,
     skipped,
-    standardizes,
+    standardization,
     warn,
 )
 from .formulas import Formula, denominator
@@ -66,7 +67,8 @@ def convert(
     Parameter objects, and so on for 1-d, 3-d and transposed convolutions, the root included. Names,
     state_dict keys, hooks, dtypes, devices, memory formats, ``training`` and ``requires_grad``
     stay, and an optimizer made before keeps its state. Layers that are weight-standardized already,
-    also by :func:`torch_ws.parametrize`, stay as they are.
+    also by :func:`torch_ws.parametrize`, stay as they are if the call asks for nothing else than
+    they have.
 
     Layers of exactly torch.nn's classes are converted. Subclasses, whose forward may do anything,
     are left alone with a warning, and so are the projections inside ``nn.MultiheadAttention``,
@@ -100,7 +102,9 @@ def convert(
         TypeError, ValueError: for a wrong argument, or, by name, a layer that cannot be converted:
             lazy and not initialized; parametrized, pruned, or under ``weight_norm``; with a weight
             that :func:`torch_ws.standardize` refuses; already in DistributedDataParallel or sharded
-            if it would get new parameters. The model is unchanged.
+            if it would get new parameters; weight-standardized already with another formula,
+            without a gain or shift that is asked for, or at all with `preserve`: skip these, by
+            :class:`torch_ws.Standardized` or by name. The model is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -112,17 +116,20 @@ def convert(
     classes = {**CONVOLUTIONS, **LINEAR} if linear else CONVOLUTIONS
     to_skip = skipped(model, skip, tuple(classes))
     attention = inside_attention(model)
-    plan, left_alone = [], []
+    plan, left_alone, standardizing = [], [], {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, tuple(classes)) or standardizes(layer):
+        if not isinstance(layer, tuple(classes)):
             continue
         if layer in to_skip:
             logger.info("%s: skipped", called(name, layer))
+        elif standardization(layer) is not None:
+            standardizing[name] = layer
         elif own_class(layer) not in classes or layer in attention:
             logger.info("%s: left alone", called(name, layer))
             left_alone.append(called(name, layer))
         else:
             plan.append(_plan(name, layer, classes, formula, gain, shift, preserve))
+    refuse_other(standardizing, formula, gain, shift, preserve)
     if gain or shift or preserve:
         refuse_wrapped(model, plan)
     warn(model, plan, left_alone, formula, linear)

@@ -78,8 +78,8 @@ class EstimatedBatchNorm(nn.Module):
     ):
         check_positive("num_channels", num_channels)
         check_eps(eps)
-        if not isinstance(rate, (int, float)):
-            raise TypeError(f"rate must be a float, got {type(rate).__name__}")
+        check_float("rate", rate)
+        check_flags(affine=affine)
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must be in [0, 1], got {rate}")
         super().__init__()
@@ -183,10 +183,22 @@ def check_positive(name, number):
         raise ValueError(f"{name} must be positive, got {number}")
 
 
+def check_float(name, number):
+    """Raises unless the argument of that name is a number, which a bool is not meant to be."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(number).__name__}")
+
+
+def check_flags(**flags):
+    """Raises unless each is a bool: 0.5 would be taken for True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+
+
 def check_eps(eps):
     """Raises unless it can be added to a variance."""
-    if not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a float, got {type(eps).__name__}")
+    check_float("eps", eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and not negative, got {eps}")
 

@@ -9,6 +9,7 @@ Every one of them is the same computation with another scalar epilogue per chann
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -103,37 +104,59 @@ def denominator(var, eps: float, eps_mode: int):
     return (var + eps if mode == "var" else var.clamp(min=eps)).sqrt()
 
 
+def spelled(formula: str | Formula) -> str:
+    """The formula as code writes it: its name in quotes if it has one, else its arguments."""
+    names = [name for name, known in formulas.items() if formula in (name, known)]
+    return repr(names[0] if names else formula)
+
+
+class _ByName(dict):
+    """Says in words that it has no such name."""
+
+    def __missing__(self, name):
+        raise KeyError(f"no formula {name!r}{did_you_mean(name)}; there are {', '.join(self)}")
+
+
+def did_you_mean(name) -> str:
+    """For an error about a name that is not in :data:`formulas`: those in it that are near."""
+    near = difflib.get_close_matches(str(name).lower(), formulas)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+# Read-only; a dict below, whose lookups torch.compile knows and which is as fast as they come.
 formulas: Mapping[str, Formula] = MappingProxyType(
-    {
-        # Qiao et al. 2019 as commonly stated; big_vision bit.py, vision_transformer
-        "paper": Formula(),
-        # the authors' PyTorch code; mmcv ConvWS2d
-        "qiao": Formula(correction=1),
-        # the authors' ImageNet code of Batch-Channel Normalization
-        "qiao_bcn": Formula(correction=1, eps_mode="var"),
-        # mmcv ConvAWS2d, whose gain and shift are buffers
-        "mmcv_aws": Formula(correction=1, eps_mode="var"),
-        # timm StdConv2d, its default; and as BiT and ViT-hybrid use it
-        "timm": Formula(eps=1e-6, eps_mode="var"),
-        "timm_bit": Formula(eps=1e-8, eps_mode="var"),
-        # timm ScaledStdConv2d, its default; and as NFNets use it (with a gain)
-        "timm_scaled": Formula(eps=1e-6, eps_mode="var", scale="fan_in"),
-        "timm_nfnet": Formula(eps=1e-5, eps_mode="var", scale="fan_in"),
-        # google-research big_transfer; composer
-        "bit": Formula(eps=1e-10, eps_mode="var"),
-        # deepmind-research nfnets (with a gain)
-        "nfnet": Formula(eps=1e-4, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
-        # keras_cv_attention_models nfnets (with a gain)
-        "keras_nfnet": Formula(eps=1e-5, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
-        # nnabla, chainer, TensorFlow's deeplab, lucidrains in float32
-        "nnabla": Formula(eps_mode="var"),
-        # spikingjelly WSConv2d (with a gain)
-        "spikingjelly": Formula(
-            eps=1e-4, eps_mode="var", correction=1, eps_per_fan_in=True, scale="fan_in"
-        ),
-        # Huang et al. 2017 (with a gain)
-        "centered_weight_norm": Formula(eps=0.0, eps_mode="var", scale="fan_in"),
-        # Salimans & Kingma 2016; torch's weight_norm (with a gain)
-        "weight_norm": Formula(eps=0.0, eps_mode="var", center=False, scale="fan_in"),
-    }
+    _ByName(
+        {
+            # Qiao et al. 2019 as commonly stated; big_vision bit.py, vision_transformer
+            "paper": Formula(),
+            # the authors' PyTorch code; mmcv ConvWS2d
+            "qiao": Formula(correction=1),
+            # the authors' ImageNet code of Batch-Channel Normalization
+            "qiao_bcn": Formula(correction=1, eps_mode="var"),
+            # mmcv ConvAWS2d, whose gain and shift are buffers
+            "mmcv_aws": Formula(correction=1, eps_mode="var"),
+            # timm StdConv2d, its default; and as BiT and ViT-hybrid use it
+            "timm": Formula(eps=1e-6, eps_mode="var"),
+            "timm_bit": Formula(eps=1e-8, eps_mode="var"),
+            # timm ScaledStdConv2d, its default; and as NFNets use it (with a gain)
+            "timm_scaled": Formula(eps=1e-6, eps_mode="var", scale="fan_in"),
+            "timm_nfnet": Formula(eps=1e-5, eps_mode="var", scale="fan_in"),
+            # google-research big_transfer; composer
+            "bit": Formula(eps=1e-10, eps_mode="var"),
+            # deepmind-research nfnets (with a gain)
+            "nfnet": Formula(eps=1e-4, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
+            # keras_cv_attention_models nfnets (with a gain)
+            "keras_nfnet": Formula(eps=1e-5, eps_mode="clamp", eps_per_fan_in=True, scale="fan_in"),
+            # nnabla, chainer, TensorFlow's deeplab, lucidrains in float32
+            "nnabla": Formula(eps_mode="var"),
+            # spikingjelly WSConv2d (with a gain)
+            "spikingjelly": Formula(
+                eps=1e-4, eps_mode="var", correction=1, eps_per_fan_in=True, scale="fan_in"
+            ),
+            # Huang et al. 2017 (with a gain)
+            "centered_weight_norm": Formula(eps=0.0, eps_mode="var", scale="fan_in"),
+            # Salimans & Kingma 2016; torch's weight_norm (with a gain)
+            "weight_norm": Formula(eps=0.0, eps_mode="var", center=False, scale="fan_in"),
+        }
+    )
 )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .formulas import Formula
+from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
 
 
@@ -84,6 +85,10 @@ class _Conv(Standardized):
                 input, weight, self.bias, self.stride, 0, self.dilation, self.groups
             )
         return self._conv_forward(input, weight, self.bias)
+
+    def _conv_forward(self, input, weight, bias):
+        refuse_scaled(self)
+        return super()._conv_forward(input, weight, bias)
 
 
 class _ConvTranspose(Standardized):

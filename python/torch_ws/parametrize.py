@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize as torch_parametrize
 
 from ._check import check, check_weight, resolve
-from .formulas import Formula
+from .formulas import Formula, spelled
 from .functional import fan_in_of, standardize
-from .standardized import Standardized, named, regrouped
+from .standardized import Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
@@ -54,7 +54,7 @@ class WeightStandardization(nn.Module):
         return weight if self.groups == 1 else regrouped(weight, self.groups)
 
     def extra_repr(self) -> str:
-        text = f"formula={named(self.formula)}, channel_dim={self.channel_dim}"
+        text = f"formula={spelled(self.formula)}, channel_dim={self.channel_dim}"
         text += f", groups={self.groups}" if self.groups != 1 else ""
         given = [name for name in ("gain", "shift") if getattr(self, name) is not None]
         return text + "".join(f", {name}=True" for name in given)

@@ -11,7 +11,6 @@ trains (cache.py), or by a provider that computes it for many layers at once (gr
 from __future__ import annotations
 
 import dataclasses
-import sys
 import types
 import warnings
 
@@ -19,11 +18,12 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from ._check import refuse_fusion, resolve
+from ._check import resolve
 from ._private import any_autocast
 from .cache import cacheable, cached
-from .formulas import Formula, formulas
+from .formulas import Formula, formulas, spelled
 from .functional import standardize
+from .raw_weight import NoBaseLayer, refuse_fusion
 
 
 def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
@@ -44,12 +44,6 @@ def regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def named(formula: Formula) -> str:
-    """How a formula is printed: by its first name, if it has one."""
-    names = [repr(name) for name, known in formulas.items() if known == formula]
-    return names[0] if names else str(formula)
-
-
 class Standardized(nn.Module):
     """The base of the layers of torch_ws: a torch.nn layer whose weight is standardized.
 
@@ -58,7 +52,7 @@ class Standardized(nn.Module):
 
     Args (keyword-only, after torch.nn's):
         formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`. The attribute
-            `formula` may be set at any time.
+            `formula` is that Formula, and may be set at any time to either.
         gain: True: a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
         shift: True: a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
 
@@ -75,6 +69,7 @@ class Standardized(nn.Module):
     channels: str  # the name of the attribute that counts the output channels
     channel_dim = 0  # of the tensor that _to_rows returns
     eval_cache = True  # whether a result may be kept
+    base_layer = NoBaseLayer()
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
     _provider = None  # computes for many layers at once, if it is not idle: in a pass or a block
@@ -189,8 +184,10 @@ class Standardized(nn.Module):
             # fully_shard puts a gathered parameter here for each pass: the same object every time,
             # in memory that may be the same, with new values that count no version.
             self.__dict__.pop("_cached", None)
-            if name == "weight" and not torch.compiler.is_compiling():
-                refuse_fusion(self, sys._getframe(1).f_code.co_name)
+            if name == "weight":
+                refuse_fusion(self)
+        elif name == "formula":
+            value = resolve(value)
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True):
@@ -219,10 +216,10 @@ class Standardized(nn.Module):
     ):
         saved = local_metadata.get("formula")
         if saved is not None and saved != dataclasses.asdict(self.formula):
-            known = (named(f) for f in formulas.values() if dataclasses.asdict(f) == saved)
+            known = (spelled(f) for f in formulas.values() if dataclasses.asdict(f) == saved)
             warnings.warn(
                 f"the state dict was saved by a layer with formula {next(known, saved)}, and is "
-                f"loaded into one with {named(self.formula)}: it computes another weight from it",
+                f"loaded into one with {spelled(self.formula)}: it computes another weight from it",
                 UserWarning,
                 stacklevel=2,
             )
@@ -243,7 +240,7 @@ class Standardized(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        text = f"{super().extra_repr()}, formula={named(self.formula)}"
+        text = f"{super().extra_repr()}, formula={spelled(self.formula)}"
         for name in ("gain", "shift"):
             if getattr(self, name) is not None:
                 text += f", {name}=True"
