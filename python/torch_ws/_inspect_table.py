@@ -7,8 +7,9 @@ layers than to read them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
-from typing import NamedTuple
 
 from rich.cells import cell_len, chop_cells
 from rich.text import Span, Text
@@ -18,12 +19,13 @@ NARROWEST = 10  # of the first column, which is folded where a table is too wide
 WIDEST = 1000  # of it: a name can be as long as its file, and all other lines are filled up to it
 
 
-class Column(NamedTuple):
+@dataclass
+class Column:
     header: str  # of one line or more
     cells: list[Text | str]
     right: bool = False  # aligned, as numbers are
 
-    @property
+    @cached_property
     def width(self) -> int:
         return max(cell_len(str(text)) for text in (*self.header.split("\n"), *self.cells))
 
