@@ -23,6 +23,16 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env={**inherited, **environment})
 
 
+def refused(path, capsys, *arguments):
+    """What it says, in one line and with exit status 2."""
+    from torch_ws.inspect import main
+
+    assert main([str(path), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err[:-1].isprintable()
+    return err
+
+
 def damaged(tmp_path):
     bad = torch.randn(64, 9, 2)
     bad[3, 2, 0], bad[3, 4, 1], bad[5, 0, 0] = math.nan, math.nan, -math.inf

@@ -77,6 +77,36 @@ def test_a_terminal_gets_a_bar_and_the_columns_that_fit(resnet):
     assert first[:2] == ["0.0.weight", "8×3×7×7"] and len(first) == 8
 
 
+def test_the_work_for_a_table_grows_with_its_layers(tmp_path, monkeypatch, capsys):
+    """Thousands of layers: a cell is measured for its column's width and when it is filled up."""
+    from torch_ws import _inspect_table
+
+    def calls(layers):
+        count = 0
+
+        def cell_len(text):
+            nonlocal count
+            count += 1
+            return len(text)
+
+        monkeypatch.setattr(_inspect_table, "cell_len", cell_len)
+        weights = {f"{i}__weight": torch.randn(2, 2, 2) for i in range(layers)}
+        assert main([save(tmp_path, **weights)]) == 0
+        return count
+
+    cells = 20  # of a layer, in both tables
+    assert calls(300) - calls(200) <= 100 * cells * 2
+
+
+def test_a_name_too_long_for_a_terminal_is_folded(tmp_path):
+    path = save(tmp_path, **{"x" * 100 + "__weight": torch.randn(3, 3, 3)})
+    done = run(path, FORCE_COLOR="1", COLUMNS="80")
+    out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    table = out[out.index("channels\n") : out.index("deviation from")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "".join(re.findall("x+", table)) == "x" * 100
+
+
 def test_linear_layers_and_patterns(tmp_path, capsys):
     path = save(
         tmp_path,

@@ -3,8 +3,11 @@
 import argparse
 import json
 import pickle
+import re
+import zipfile
 from collections import OrderedDict
 from contextlib import ExitStack
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -129,6 +132,45 @@ def test_nothing_from_a_pickle_is_run(tmp_path):
         ):
             read(tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def in_the_spelling_of(numpy_version, path):
+    """The file as another NumPy writes it: its module is numpy.core in 1.x, numpy._core in 2.x."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = b"cnumpy.core.multiarray" if numpy_version == 1 else b"cnumpy._core.multiarray"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            if member.endswith("data.pkl"):
+                content = re.sub(rb"cnumpy\._?core\.multiarray", name, content)
+            archive.writestr(member, content)
+
+
+@pytest.mark.parametrize("numpy_version", [1, 2])
+def test_numpys_values_beside_the_weights(tmp_path, numpy_version):
+    """As nnU-Net's logs and mmcv's meta have them; nothing of NumPy is called for them."""
+    path = tmp_path / "w.pt"
+    beside = {
+        "logging": {"train_losses": [np.float64(0.3), np.float32(0.2)], "lr": [np.float64(1e-2)]},
+        "meta": {"iter": np.int64(7), "best": np.bool_(True), "name": np.str_("x")},
+        "confusion": np.zeros((2, 2)),
+        "names": np.array(["a", None], dtype=object),
+        np.int64(3): "a key",
+    }
+    torch.save({"state_dict": STATE, **beside}, path)
+    in_the_spelling_of(numpy_version, path)
+    before = set(torch.serialization.get_safe_globals())
+    with patch.object(np, "dtype", pytest.fail):
+        checkpoint, found = read(path)
+    assert set(torch.serialization.get_safe_globals()) == before  # also of the process
+    assert checkpoint.what == "torch.save, key 'state_dict'"
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_other_things_of_numpy_are_refused(tmp_path):
+    torch.save({"state_dict": STATE, "rng": np.random.RandomState(0)}, tmp_path / "w.pt")
+    message = refusal(tmp_path / "w.pt")
+    assert "numpy.random" in message and "dtype" not in message and "scalar" not in message
 
 
 # --- what cannot be read: in one line, whatever it is

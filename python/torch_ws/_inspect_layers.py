@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ._check import check_weight
-from ._inspect_read import Checkpoint, Stored, Unreadable
+from ._inspect_stored import Checkpoint, Stored, Unreadable
 from .formulas import Formula, denominator
 
 Tensor = torch.Tensor
@@ -149,10 +149,13 @@ def read_layers(
     dims = {name: int(name in transposed) for name in chosen}
     sizes = (math.prod(chosen[name].shape) // chosen[name].shape[dim] for name, dim in dims.items())
     scratch = make_scratch(sizes)
-    return [
-        Layer(name, chosen[name], dim, _statistics(chosen[name], dim, scratch, advance), dead)
-        for name, dim in dims.items()
-    ]
+    found, layers = {}, []
+    for name, dim in dims.items():
+        stored = chosen[name]
+        if (stored.place, dim) not in found:  # of a tensor with several names, once
+            found[stored.place, dim] = _statistics(stored, dim, scratch, advance)
+        layers.append(Layer(name, stored, dim, found[stored.place, dim], dead))
+    return layers
 
 
 def extreme(choose: Callable, values: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -96,7 +95,7 @@ def save(path: str, title: str, layers: list[Layer], names: list[str]) -> None:
             fontsize=8,
             frameon=False,
         )
-    title = f"Channels of {Path(title).name}, before and after standardization"
+    title = f"Channels of {title}, before and after standardization"
     figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,25 +1,33 @@
 """Opens a checkpoint so that its tensors can be read some channels at a time.
 
 What a file is, its first bytes say, not its name. Both formats are mapped into memory, so a tensor
-costs nothing until it is read, and nothing is unpickled that torch.load(weights_only=True) refuses.
+costs nothing until it is read, and nothing is unpickled that torch.load(weights_only=True) refuses,
+NumPy's values apart, of which nothing is kept.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from ._check import OUTPUT_DTYPES
+from ._inspect_stored import (
+    Checkpoint,
+    Stored,
+    Unreadable,
+    first_line,
+    opening,
+    printable,
+    within_file,
+)
 
 # Where training scripts put the state dict; the first of these is read, averaged weights last.
 KEYS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "network")
@@ -35,63 +43,31 @@ FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; `git lfs pull` fetches it",
 }
 
-# safetensors' names of the dtypes that can be standardized
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+class NumPyValue:
+    """In the place of what NumPy pickles: takes what builds a value, and keeps and runs nothing."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
-class Unreadable(Exception):
-    """What cannot be read and why, in one line for people."""
-
-
-class Stored(NamedTuple):
-    """A tensor in its file. `block(dim, start, stop)` reads this range of one dimension."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    block: Callable[[int, int, int], torch.Tensor]
-    problem: str = ""  # why it cannot be standardized, if so
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
-
-    @classmethod
-    def of_tensor(cls, tensor: torch.Tensor) -> Stored:
-        tensor = tensor.detach()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        problem = "" if tensor.dtype in OUTPUT_DTYPES else _why_not(dtype)
-        if tensor.layout != torch.strided:
-            problem = "sparse"
-        elif tensor.is_meta:
-            problem = "without values (on the meta device)"
-
-        def block(dim: int, start: int, stop: int) -> torch.Tensor:
-            return tensor.narrow(dim, start, stop - start)
-
-        return cls(tuple(tensor.shape), dtype, block, problem)
-
-    @classmethod
-    def of_slice(cls, part) -> Stored:
-        """Of safetensors' lazy slice of a whole tensor."""
-        dtype = part.get_dtype()
-        problem = "" if dtype in DTYPES else _why_not(dtype)
-
-        def block(dim: int, start: int, stop: int) -> torch.Tensor:
-            return part[(slice(None),) * dim + (slice(start, stop),)]
-
-        return cls(tuple(part.get_shape()), DTYPES.get(dtype, dtype), block, problem)
-
-
-class Checkpoint(NamedTuple):
-    path: Path  # the file, where a folder was given
-    what: str  # the format, and where in the file the state dict was
-    tensors: dict[str, Stored]
+# Training loops keep scalars and arrays beside the weights; NumPy 2 calls numpy.core numpy._core.
+NUMPY = [(NumPyValue, f"numpy.{name}") for name in ("dtype", "ndarray")]
+NUMPY += [
+    (NumPyValue, f"numpy.{core}.multiarray.{name}")
+    for core in ("core", "_core")
+    for name in ("scalar", "_reconstruct")
+]
 
 
 def open_checkpoint(path: Path, key: str | None, files: ExitStack) -> Checkpoint:
     """The tensors at `path`: a file, an index of several, or a folder with either.
 
-    `files` closes what is opened here. Raises Unreadable, or ImportError without safetensors.
+    `files` closes what is opened here. Raises Unreadable, OSError, or ImportError without
+    safetensors.
     """
     if path.is_dir():
         path = _in_folder(path)
@@ -99,12 +75,10 @@ def open_checkpoint(path: Path, key: str | None, files: ExitStack) -> Checkpoint
         raise Unreadable(f"{path}: there is no such file")
     open_ = _open_index if path.name.endswith(INDEX) else _open_file
     found = open_(path, key, files)
-    return found._replace(tensors={printable(name): t for name, t in found.tensors.items()})
-
-
-def printable(text: str) -> str:
-    """Without line breaks and what terminals take for commands; names in files may have both."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    tensors = {printable(name): stored for name, stored in found.tensors.items()}
+    if len(tensors) < len(found.tensors):
+        raise Unreadable(f"{path}: has names that differ only in what cannot be printed")
+    return found._replace(tensors=tensors)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -120,81 +94,81 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _open_index(path: Path, key: str | None, files: ExitStack) -> Checkpoint:
-    try:
-        where = {str(k): str(v) for k, v in json.loads(path.read_text())["weight_map"].items()}
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise Unreadable(f"{path}: is no index of a sharded checkpoint: no weight_map") from None
-    opened = {}
-    for shard in sorted(set(where.values())):
-        if not (path.parent / shard).is_file():
-            raise Unreadable(f"{path}: names {shard}, which is not there")
-        opened[shard] = _open_file(path.parent / shard, key, files).tensors
+    with opening(path):
+        try:
+            index = json.loads(path.read_text())
+            where = {str(name): str(shard) for name, shard in index["weight_map"].items()}
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            what = "is no index of a sharded checkpoint: no weight_map"
+            raise Unreadable(f"{path}: {what}") from None
+    opened, tensors = {}, {}
     for name, shard in where.items():
-        if name not in opened[shard]:
+        file = Path(os.path.normpath(path.parent / shard))  # however often it is spelled
+        if not file.exists():
+            raise Unreadable(f"{path}: names {shard}, which is not there")
+        if file not in opened:
+            opened[file] = _open_file(file, key, files).tensors
+        if name not in opened[file]:
             raise Unreadable(f"{path}: names {name!r}, which {shard} does not have")
-    tensors = {name: opened[shard][name] for name, shard in where.items()}
+        tensors[name] = opened[file][name]
     what = f"index of {len(opened)} file{'s' if len(opened) > 1 else ''}"
     return Checkpoint(path, what, _in_natural_order(tensors))
 
 
 def _open_file(path: Path, key: str | None, files: ExitStack) -> Checkpoint:
-    with path.open("rb") as file:
-        head = file.read(64)
-    # safetensors: the header's length in 8 bytes, and the header, JSON. First, for a length may
-    # look like what marks another format, none of which has a brace there.
-    if head[8:9] == b"{":
-        if key is not None:
-            raise Unreadable(f"{path}: safetensors have no keys to choose from (--key)")
-        return Checkpoint(path, "safetensors", _open_safetensors(path, files))
-    if head.startswith((b"PK", b"\x80")):  # a zip archive; a pickle, torch.save before 1.6
-        return _open_torch(path, key, zipped=head.startswith(b"PK"))
-    for magic, what in FOREIGN.items():
-        if head.startswith(magic):
+    with opening(path) as size:
+        if size == 0:  # also what /proc has
+            raise Unreadable(f"{path}: is empty")
+        with path.open("rb") as file:
+            head = file.read(64)
+        # safetensors: the header's length in 8 bytes, and the header, JSON. First, for a length may
+        # look like what marks another format, none of which has a brace there.
+        if head[8:9] == b"{":
+            found = _open_safetensors(path, key, files)
+        # a zip archive; a pickle, torch.save before 1.6
+        elif head.startswith((b"PK", b"\x80")):
+            found = _open_torch(path, key, zipped=head.startswith(b"PK"))
+        else:
+            foreign = (what for magic, what in FOREIGN.items() if head.startswith(magic))
+            what = next(foreign, "neither a safetensors file nor one of torch.save")
             raise Unreadable(f"{path}: is {what}")
-    what = "neither a safetensors file nor one of torch.save" if head else "empty"
-    raise Unreadable(f"{path}: is {what}")
+        return found._replace(tensors=within_file(path, found.tensors, size))
 
 
-def _open_safetensors(path: Path, files: ExitStack) -> dict[str, Stored]:
+def _open_safetensors(path: Path, key: str | None, files: ExitStack) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
+    if key is not None:
+        raise Unreadable(f"{path}: safetensors have no keys to choose from (--key)")
     try:
         file = files.enter_context(safe_open(path, framework="pt"))
         tensors = {name: Stored.of_slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise Unreadable(f"{path}: is damaged or incomplete: {_first_line(error)}") from None
-    return _in_natural_order(tensors)
+        raise Unreadable(f"{path}: is damaged or incomplete: {first_line(error)}") from None
+    return Checkpoint(path, "safetensors", _in_natural_order(tensors))
 
 
 def _in_natural_order(tensors: dict[str, Stored]) -> dict[str, Stored]:
     """safetensors keeps no order; in this one layer 2 comes before layer 10."""
 
-    def parts(item):  # text and numbers in turn
-        return [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", item[0]))]
+    def parts(item):  # text and numbers in turn; a number by its length, then its digits
+        texts = re.split("([0-9]+)", item[0])
+        digits = (number.lstrip("0") for number in texts[1::2])
+        texts[1::2] = [(len(number), number) for number in digits]
+        return texts
 
     return dict(sorted(tensors.items(), key=parts))
 
 
 def _open_torch(path: Path, key: str | None, zipped: bool) -> Checkpoint:
     if zipped:
+        _check_archive(path)
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY):
+        warnings.simplefilter("ignore")  # of deprecations inside torch.load
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = {name.rpartition("/")[2] for name in archive.namelist()}
-        except Exception as error:  # BadZipFile, and whatever else damage leads to
-            raise Unreadable(f"{path}: is damaged or incomplete: {_first_line(error)}") from None
-        if "constants.pkl" in names:
-            what = "is a TorchScript archive; save torch.jit.load(...).state_dict(), inspect that"
-            raise Unreadable(f"{path}: {what}")
-        if "data.pkl" not in names:
-            raise Unreadable(f"{path}: is a zip archive, not of torch.save but .npz, .keras, ...")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of deprecations inside torch.load
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise Unreadable(f"{path}: {_refusal(path, error)}") from None
-    except Exception as error:  # a damaged file can raise anything
-        raise Unreadable(f"{path}: cannot be loaded: {_first_line(error)}") from None
+        except pickle.UnpicklingError as error:
+            raise Unreadable(f"{path}: {_refusal(path, error)}") from None
     state_dict, key = _state_dict(path, found, key)
     tensors = {
         str(name): Stored.of_tensor(value)
@@ -205,6 +179,22 @@ def _open_torch(path: Path, key: str | None, zipped: bool) -> Checkpoint:
     return Checkpoint(path, what + (f", key {key!r}" if key else ""), tensors)
 
 
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise Unreadable(f"{path}: is damaged or incomplete: {first_line(error)}") from None
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in names:
+        what = "is a TorchScript archive; save torch.jit.load(...).state_dict(), inspect that"
+        raise Unreadable(f"{path}: {what}")
+    if "data.pkl" not in names:
+        raise Unreadable(f"{path}: is a zip archive, not of torch.save but .npz, .keras, ...")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise Unreadable(f"{path}: is compressed, which torch.save's archives are not")
+
+
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     """What torch.load(weights_only=True) would not load: most often, a class."""
     classes = re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error))
@@ -212,7 +202,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) or classes
     if not classes:
         reason = re.search("Unsupported .*", str(error))
-        return f"cannot be loaded: {reason[0] if reason else _first_line(error)}"
+        return f"cannot be loaded: {reason[0] if reason else first_line(error)}"
     return (
         f"holds {', '.join(sorted(classes))} and not only tensors: loading that could run code; "
         "if you trust the file, save its state dict alone and inspect that"
@@ -239,12 +229,3 @@ def _state_dict(path: Path, found: object, key: str | None) -> tuple[Mapping, st
 
 def _has_tensors(value: object) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values())
-
-
-def _why_not(dtype: str) -> str:
-    kinds = {"f": "scaled by another tensor", "c": "not real"}  # float8_e4m3fn, F4, complex64
-    return f"{dtype}, {kinds.get(dtype[0].lower(), 'not floating-point')}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

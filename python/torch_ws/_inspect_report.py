@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich import box
+from rich import progress
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.text import Text
 
 from ._inspect_layers import Layer, by_reason, extreme
-from ._inspect_read import Checkpoint
+from ._inspect_stored import Checkpoint, printable
+from ._inspect_table import Column, table_lines, table_width
 from .formulas import formulas
 
-WHOLE = 10_000  # columns: where there is no terminal, nothing is folded or cut
-
+# What the first table says of a layer, column by column.
 TEXTS = {
-    "layer": lambda layer: escape(layer.name),
+    "layer": lambda layer: layer.name,
     "dtype": lambda layer: layer.dtype,
     "shape": lambda layer: "×".join(map(str, layer.shape)) + " transposed" * layer.channel_dim,
 }
@@ -49,11 +46,16 @@ EXPENDABLE = ("dtype", "C", "N", "mean", "std")
 def make_progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes on stderr, if that is a terminal; gives the function that advances it."""
     console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        progress.TextColumn("reading"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+    )
     hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+    with progress.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def print_report(
@@ -61,48 +63,54 @@ def print_report(
 ) -> None:
     """As wide as the terminal; where there is none whole, as plain text."""
     console = Console(highlight=False)
-    text = None if console.is_terminal else io.StringIO()
-    if text is not None:
-        console = Console(highlight=False, file=text, width=WHOLE)
-    console.print(f"[bold]{escape(str(checkpoint.path))}[/] ({escape(checkpoint.what)})\n")
-    console.print("[bold]channels[/]", channel_table(layers, console))
-    console.print(
-        "[bold]deviation from exact standardization[/], of the worst channel that is not dead",
-        formula_table(layers, names),
+    width = console.width if console.is_terminal else math.inf
+
+    def show(line: Text) -> None:
+        if console.is_terminal:
+            console.print(line, soft_wrap=True)
+        else:
+            print(line.plain.rstrip())
+
+    def show_markup(*lines: str) -> None:
+        for line in lines:
+            show(Text.from_markup(line, emoji=False))
+
+    where = escape(printable(str(checkpoint.path)))
+    show_markup(f"[bold]{where}[/] ({escape(printable(checkpoint.what))})", "", "[bold]channels[/]")
+    for line in channel_table(layers, width):
+        show(line)
+    show_markup(
+        "[bold]deviation from exact standardization[/], of the worst channel that is not dead"
     )
-    for line in (*notes(layers, names), *summary(checkpoint, layers, left_out)):
-        console.print(line)
-    if text is not None:
-        print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+    for line in formula_table(layers, names, width):
+        show(line)
+    show_markup(*notes(layers, names), *summary(checkpoint, layers, left_out))
 
 
-def channel_table(layers: list[Layer], console: Console) -> Table:
-    whole = console.options.update(width=WHOLE)
-    dropped = [] if any(layer.broken.any() for layer in layers) else ["NaN,\nInf"]
-    for narrow in (None, *EXPENDABLE):
-        dropped.append(narrow)
-        texts = {name: cell for name, cell in TEXTS.items() if name not in dropped}
-        numbers = {name: cell for name, cell in NUMBERS.items() if name not in dropped}
-        table = _table(texts, numbers)
-        for layer in layers:
-            style = "red" if layer.broken.any() else None
-            cells = (cell(layer) for cell in {**texts, **numbers}.values())
-            table.add_row(*cells, style=style)
-        if Measurement.get(console, whole, table).maximum <= console.width:
-            break
-    return table
+def channel_table(layers: list[Layer], width: float) -> Iterator[Text]:
+    styles = ["red" if layer.broken.any() else "" for layer in layers]
+    columns = {
+        name: Column(name, [cell(layer) for layer in layers], name in NUMBERS)
+        for name, cell in {**TEXTS, **NUMBERS}.items()
+    }
+    if not any(styles):
+        del columns["NaN,\nInf"]
+    for name in EXPENDABLE:
+        if table_width(columns.values()) > width:
+            del columns[name]
+    return table_lines(list(columns.values()), styles, width)
 
 
-def formula_table(layers: list[Layer], names: list[str]) -> Table:
-    table = _table(["layer"], names)
-    worst = {name: [layer.worst_deviation(formulas[name]) for layer in layers] for name in names}
-    for i, layer in enumerate(layers):
-        table.add_row(escape(layer.name), *(percent(worst[name][i]) for name in names))
-    table.add_section()
-    known = (torch.tensor(worst[name], dtype=torch.float64) for name in names)
-    largest = (extreme(max, values[~values.isnan()]) for values in known)
-    table.add_row("the worst", *map(percent, largest), style="bold")
-    return table
+def formula_table(layers: list[Layer], names: list[str], width: float) -> Iterator[Text]:
+    """With an empty line before the largest deviation of each formula."""
+    columns = [Column("layer", [layer.name for layer in layers] + ["", "the worst"])]
+    for name in names:
+        worst = [layer.worst_deviation(formulas[name]) for layer in layers]
+        known = [value for value in worst if not math.isnan(value)]
+        largest = max(known, default=math.nan)
+        cells = [percent(value) for value in worst] + ["", percent(largest)]
+        columns.append(Column(name, cells, True))
+    return table_lines(columns, [""] * len(layers) + ["", "bold"], width)
 
 
 def notes(layers: list[Layer], names: list[str]) -> Iterator[str]:
@@ -117,7 +125,7 @@ def notes(layers: list[Layer], names: list[str]) -> Iterator[str]:
             found.append("one element a channel: standardized, the weight is 0")
         elif constant:
             found.append(f"{constant} of {layer.channels} channels are constant: standardized, 0")
-        undefined = [name for name in names if layer.denominators(formulas[name]) is None]
+        undefined = [name for name in names if formulas[name].correction >= layer.fan_in]
         if undefined:
             found.append(f"no {', '.join(undefined)}: the sample variance needs N > 1")
         if found:
@@ -198,25 +206,16 @@ def _indices(mask: torch.Tensor) -> list[int]:
     return mask.nonzero()[:, 0].tolist()
 
 
-def _table(texts: Iterable[str], numbers: Iterable[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for header in texts:
-        table.add_column(header, overflow="fold", vertical="bottom")
-    for header in numbers:
-        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
-    return table
-
-
 def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def percent(value: float) -> str:
+def percent(value: float) -> Text | str:
     """Two digits, yellow from 1 %, red from 10 %."""
     if math.isnan(value):
         return "-"
     text = "<0.001%" if value < 1e-5 else f"{100 * value:{'.2g' if value < 1 else '.0f'}}%"
-    return f"[red]{text}[/]" if value >= 0.1 else f"[yellow]{text}[/]" if value >= 0.01 else text
+    return text if value < 0.01 else Text(text, "red" if value >= 0.1 else "yellow")
 
 
 def _share(mask: torch.Tensor) -> str:

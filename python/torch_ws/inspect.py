@@ -19,15 +19,20 @@ import argparse
 import importlib.util
 import math
 import os
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 from ._inspect_layers import channel_statistics, choose, matching, read_layers
-from ._inspect_read import INDEX, Unreadable, open_checkpoint, printable
+from ._inspect_limits import in_a_process
+from ._inspect_read import INDEX, open_checkpoint
+from ._inspect_stored import Unreadable, printable, reading
 from .formulas import formulas
 
 __all__ = ["channel_statistics"]
 
+PROGRAM = "python -m torch_ws.inspect"
+LONGEST = 1000  # characters of an error
 FORMULAS = ("paper", "qiao", "nnabla", "timm", "bit", "nfnet")  # in the table, unless chosen
 DEAD = 1e-4  # times the largest std of a channel in the layer
 SORTS = {
@@ -37,9 +42,17 @@ SORTS = {
 
 
 def main(argv: list[str]) -> int:
+    return run(parse(argv))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_arguments(parser, args)
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
     try:
         from . import _inspect_report as report
 
@@ -47,7 +60,8 @@ def main(argv: list[str]) -> int:
             checkpoint = open_checkpoint(args.checkpoint, args.key, files)
             chosen, left_out = choose(checkpoint, args.include, args.exclude, args.linear)
             transposed = matching("--transposed", args.transposed, checkpoint)
-            with report.make_progress(sum(stored.bytes for stored in chosen.values())) as advance:
+            size = sum({stored.place: stored.bytes for stored in chosen.values()}.values())
+            with report.make_progress(size) as advance, reading(checkpoint.path):
                 layers = read_layers(chosen, transposed, args.dead, advance)
         if args.sort is not None:
             layers.sort(key=SORTS[args.sort], reverse=True)
@@ -56,20 +70,26 @@ def main(argv: list[str]) -> int:
         if args.plot is not None:
             from ._inspect_plot import save
 
-            save(args.plot, str(checkpoint.path), layers, args.formula)
+            save(args.plot, printable(checkpoint.path.name), layers, args.formula)
         report.print_report(checkpoint, layers, left_out, args.formula)
         return 0
     except ImportError as error:
-        message = f"{error}: pip install 'torch-ws[inspect]'"
+        return fail(f"{error}: pip install 'torch-ws[inspect]'")
     except (Unreadable, OSError) as error:
-        message = str(error)
-    print(f"{parser.prog}: error: {printable(message)}", file=sys.stderr)
+        return fail(str(error))
+
+
+def fail(message: str) -> int:
+    """Says it in one line; gives the exit status."""
+    if len(message) > LONGEST:  # with a name that a file made up
+        message = f"{message[:LONGEST]}..."
+    print(f"{PROGRAM}: error: {printable(message)}", file=sys.stderr)
     return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m torch_ws.inspect",
+        prog=PROGRAM,
         usage="%(prog)s CHECKPOINT [options]",
         description="What weight standardization would find in a checkpoint.",
     )
@@ -142,4 +162,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.stdout.reconfigure(errors="replace")  # names may have what its encoding has not
+    args = parse(sys.argv[1:])
+    status = in_a_process(lambda: run(args))
+    if status < 0:
+        died = signal.Signals(-status).name
+        status = fail(f"{args.checkpoint}: cannot be read: its reader was ended by {died}")
+    sys.exit(status)
