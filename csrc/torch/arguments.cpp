@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cfloat>
+#include <exception>
 #include <initializer_list>
 #include <utility>
 
@@ -19,21 +20,26 @@ View view_of(const Tensor& tensor) {
 
 // An uninitialized tensor of `like`'s shape and device, and of its strides where they are dense.
 //
-// Where memory runs out, PyTorch's C interface says only that it failed: explain() in
-// python/torch_ws/_check.py makes the tensors once more, for PyTorch's own error.
+// PyTorch's C interface says that it failed and not why: after it, allocate_again() in
+// python/torch_ws/_check.py has PyTorch say it, where memory has run out for instance.
 Tensor empty_like(const Tensor& like, ScalarType dtype) {
   const View view = view_of(like);
-  if (!is_dense(view)) {
-    // PyTorch's own choice of strides, which the op's fake implementation makes too
-    return torch::stable::to(torch::stable::empty_like(like), dtype);
+  try {
+    if (!is_dense(view)) {
+      // PyTorch's own choice of strides, which the op's fake implementation makes too
+      return torch::stable::to(torch::stable::empty_like(like), dtype);
+    }
+    AtenTensorHandle handle;
+    int32_t device_type;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dim, view.sizes, view.strides,
+                                                    static_cast<int32_t>(dtype), device_type,
+                                                    like.get_device_index(), &handle));
+    return Tensor(handle);
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "ws: PyTorch could not allocate a tensor of ", like.numel(),
+                    " elements");
   }
-  AtenTensorHandle handle;
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dim, view.sizes, view.strides,
-                                                  static_cast<int32_t>(dtype), device_type,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
 Tensor copy_with_strides_of(const Tensor& result, const Tensor& source) {
