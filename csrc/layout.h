@@ -5,7 +5,8 @@
 
 namespace ws {
 
-constexpr int64_t kMaxDims = 64;  // PyTorch's and NumPy's limit
+// Callers refuse more. It is NumPy's limit, and that of PyTorch's reductions.
+constexpr int64_t kMaxDims = 64;
 
 // A tensor's sizes [dim] and strides [dim], in elements.
 struct View {

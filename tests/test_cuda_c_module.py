@@ -55,6 +55,22 @@ def test_strided_arrays_are_used_where_they_are():
     assert (out[:, 1::2] == 7).all()
 
 
+@pytest.mark.parametrize("cols", [27, 576, 70_000])
+@pytest.mark.parametrize("channel_dim", [0, 1])
+def test_in_place(cols, channel_dim):
+    shape = (24, cols) if channel_dim == 0 else (cols, 24)
+    weight, grad = torch.randn(2, *shape, device="cuda")
+    out, grad_weight = torch.empty_like(weight), torch.empty_like(weight)
+    _C.forward(weight, out, channel_dim=channel_dim)
+    _C.backward(grad, weight, grad_weight, channel_dim=channel_dim)
+    for name in ("grad", "weight"):
+        inputs = {"grad": grad.clone(), "weight": weight.clone()}
+        _C.backward(*inputs.values(), inputs[name], channel_dim=channel_dim)
+        assert torch.equal(inputs[name], grad_weight)
+    _C.forward(weight, weight, channel_dim=channel_dim)
+    assert torch.equal(weight, out)
+
+
 def test_arrays_on_different_devices_are_refused():
     weight, out = torch.randn(4, 9, device="cuda"), torch.full((4, 9), 7.0)
     with pytest.raises(ValueError, match="out must be on weight's device"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_stand_in.kernels import BF16, F32, LARGE, SMALL, TYPES, Shape, Weight
+from cuda_stand_in.kernels import BF16, F32, LARGE, SMALL, TYPES, Layout, Shape, Weight
 
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
@@ -77,3 +77,21 @@ def test_empty_weights_are_left_out(kernels, direction):
         assert kernels.run(direction, [empty]).launches == 0
         assert kernels.run(direction, [empty, weight, empty]).entries == 1
     assert kernels.run(direction, []).launches == 0
+
+
+# Every access, with a row for a warp, for a block and split over blocks; runs of 4 elements
+@pytest.mark.parametrize(
+    "rows, cols, run", [(40, 9, 9), (33, 64, 64), (3, 4608, 4608), (2, 70000, 4)]
+)
+@pytest.mark.parametrize("place", ["out", "grad", "weight"])
+def test_in_place(kernels, rows, cols, run, place):
+    direction, result = ("forward", "out") if place == "out" else ("backward", "grad_weight")
+    layouts = [Layout(runs=run < cols)] * (2 if direction == "forward" else 3)
+    args, options = make(direction, F32, rows, cols)
+    options |= {"run": run, "layouts": layouts}
+    apart, weight = (getattr(Weight, direction)(*args, **options) for _ in range(2))
+    target = weight.guarded["weight" if place == "out" else place]
+    setattr(weight.args, result, target.view.data_ptr())
+    for one in (apart, weight):
+        kernels.run(direction, [one])
+    assert torch.equal(target.result(), apart.results()[result])

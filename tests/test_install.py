@@ -42,6 +42,13 @@ def test_unknown_capability_in_the_environment_is_warned_of():
     )
 
 
+def test_an_empty_capability_in_the_environment_is_none():
+    script = "import torch_ws; print(torch_ws.cpu_capability())"
+    result = run(script, WS_CPU_CAPABILITY="")
+    assert result.stderr == ""
+    assert result.stdout == run(script, WS_CPU_CAPABILITY="avx512").stdout  # the best there is
+
+
 @pytest.mark.parametrize("damage", ["missing", "not a library"])
 def test_failed_load_is_explained(tmp_path, damage):
     package = tmp_path / "torch_ws"

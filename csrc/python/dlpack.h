@@ -1,4 +1,4 @@
-// The part of DLPack's C interface (version 0.x, what `__dlpack__()` gives by default) used here.
+// The part of DLPack's C interface used here: version 1, and what came before it.
 // Specification: https://dmlc.github.io/dlpack/latest/
 #pragma once
 
@@ -30,9 +30,24 @@ struct DLTensor {
   uint64_t byte_offset;
 };
 
+// Version 0.x, in a capsule "dltensor".
 struct DLManagedTensor {
   DLTensor dl_tensor;
   void* manager_ctx;
   void (*deleter)(DLManagedTensor* self);
 };
+
+// Version 1, in a capsule "dltensor_versioned". Another major version may differ after `deleter`.
+struct DLManagedTensorVersioned {
+  struct {
+    uint32_t major;
+    uint32_t minor;
+  } version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned* self);
+  uint64_t flags;
+  DLTensor dl_tensor;
+};
+
+enum DLFlags : uint64_t { kDLReadOnly = 1, kDLIsCopied = 2 };
 }

@@ -6,13 +6,17 @@
 // by PyTorch's threads with the GIL released, CUDA arrays on the stream that the caller names.
 #include <pybind11/pybind11.h>
 
+#include <cfloat>
+#include <initializer_list>
 #include <memory>
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "../cpu/kernels.h"
 #include "../cpu/parallel.h"
 #include "array.h"
 #include "cuda_library.h"
+#include "operands.h"
 
 namespace ws {
 namespace {
@@ -20,6 +24,12 @@ namespace {
 // An optional argument, empty for None.
 std::unique_ptr<Array> optional_array(const char* name, const py::object& object, int64_t stream) {
   return object.is_none() ? nullptr : std::make_unique<Array>(name, object, stream);
+}
+
+void require_writable(std::initializer_list<const Array*> results) {
+  for (const Array* result : results) {
+    if (result != nullptr) result->require_writable();
+  }
 }
 
 void* data_or_null(const std::unique_ptr<Array>& array) { return array ? array->data() : nullptr; }
@@ -41,7 +51,7 @@ static_assert(static_cast<int>(Element::kBF16) == kBF16, "Element and Types shar
 
 int64_t checked_channel_dim(const Array& weight, int64_t channel_dim) {
   const int64_t dim = weight.dim();
-  if (dim < 2 || dim > kMaxDims) {
+  if (dim < 2) {
     throw py::value_error("weight must have at least 2 dimensions, got shape " + weight.shape());
   }
   if (channel_dim < -dim || channel_dim >= dim) {
@@ -51,14 +61,20 @@ int64_t checked_channel_dim(const Array& weight, int64_t channel_dim) {
   return channel_dim < 0 ? channel_dim + dim : channel_dim;
 }
 
+std::string number_text(double number) { return py::cast<std::string>(py::str(py::cast(number))); }
+
 Formula checked_formula(const Array& weight, int64_t channel_dim, double eps, int64_t eps_mode,
                         int64_t correction, bool center, double scale) {
   if (eps_mode < 0 || eps_mode > 2) {
     throw py::value_error("eps_mode must be 0 \"std\", 1 \"var\" or 2 \"clamp\", got " +
                           std::to_string(eps_mode));
   }
-  if (!(eps >= 0) || eps - eps != 0 || scale - scale != 0) {
-    throw py::value_error("eps must be finite and not negative, and scale finite");
+  // in the type of the statistics
+  const double largest = weight.element() == Element::kF64 ? DBL_MAX : FLT_MAX;
+  if (!(0 <= eps && eps <= largest) || !(-largest <= scale && scale <= largest)) {
+    throw py::value_error("eps must be finite and not negative, and scale finite, in " +
+                          std::string(largest == DBL_MAX ? "float64" : "float32") + "; got eps " +
+                          number_text(eps) + " and scale " + number_text(scale));
   }
   const int64_t numel = weight.numel();
   if (correction < 0 || (numel > 0 && correction >= numel / weight.size(channel_dim))) {
@@ -66,21 +82,6 @@ Formula checked_formula(const Array& weight, int64_t channel_dim, double eps, in
                           std::to_string(correction));
   }
   return {eps, scale, correction, static_cast<EpsMode>(eps_mode), center};
-}
-
-// Fills shape and strides[i] for arrays[i]; arrays[0] is a result.
-template <int kCount>
-void describe(const Array* const (&arrays)[kCount], int64_t channel_dim, Shape* shape,
-              Strides (&strides)[kCount]) {
-  View views[kCount];
-  for (int i = 0; i < kCount; ++i) views[i] = arrays[i]->view();
-  const int fitting = match_layout(views, kCount, channel_dim, shape, strides);
-  if (fitting < kCount) {
-    throw py::value_error(arrays[fitting]->name() +
-                          " must be dense within its channels and laid "
-                          "out as " +
-                          arrays[0]->name() + " is; its strides would need a copy");
-  }
 }
 
 void require_supported_device(const Array& weight) {
@@ -161,6 +162,7 @@ void forward(const py::object& weight_object, const py::object& out_object,
   const Array out("out", out_object, stream);
   const auto gain = optional_array("gain", gain_object, stream);
   const auto shift = optional_array("shift", shift_object, stream);
+  require_writable({&out});
   channel_dim = checked_channel_dim(weight, channel_dim);
   const Types types = types_of(weight.element(), out.element());
   out.require_same_shape(weight);
@@ -172,6 +174,10 @@ void forward(const py::object& weight_object, const py::object& out_object,
   if (weight.numel() == 0) return;
   Strides strides[2];
   describe({&out, &weight}, channel_dim, &args.shape, strides);
+  std::vector<Operand> inputs{{weight, args.shape, strides[1]}};
+  if (gain) inputs.emplace_back(*gain);
+  if (shift) inputs.emplace_back(*shift);
+  require_apart({{out, args.shape, strides[0]}}, inputs);
   args.weight = weight.data();
   args.gain = data_or_null(gain);
   args.shift = data_or_null(shift);
@@ -198,6 +204,7 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   const auto gain = optional_array("gain", gain_object, stream);
   const auto grad_gain = optional_array("grad_gain", grad_gain_object, stream);
   const auto grad_shift = optional_array("grad_shift", grad_shift_object, stream);
+  require_writable({&grad_weight, grad_gain.get(), grad_shift.get()});
   channel_dim = checked_channel_dim(weight, channel_dim);
   const Types types = types_of(weight.element(), grad.element(), "grad");
   grad.require_same_shape(weight);
@@ -215,6 +222,12 @@ void backward(const py::object& grad_object, const py::object& weight_object,
   if (weight.numel() == 0) return;
   Strides strides[3];
   describe({&grad_weight, &weight, &grad}, channel_dim, &args.shape, strides);
+  std::vector<Operand> results{{grad_weight, args.shape, strides[0]}};
+  std::vector<Operand> inputs{{weight, args.shape, strides[1]}, {grad, args.shape, strides[2]}};
+  if (gain) inputs.emplace_back(*gain);
+  if (grad_gain) results.emplace_back(*grad_gain);
+  if (grad_shift) results.emplace_back(*grad_shift);
+  require_apart(results, inputs);
   args.grad = grad.data();
   args.weight = weight.data();
   args.gain = data_or_null(gain);
@@ -263,12 +276,22 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
         py::arg("shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,
         py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = 0,
-        "Writes the standardized weight to `out`; the arguments are those of ws::standardize.");
-  m.def("backward", &backward, py::arg("grad"), py::arg("weight"), py::arg("grad_weight"),
-        py::arg("gain") = py::none(), py::arg("grad_gain") = py::none(),
-        py::arg("grad_shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
-        py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,
-        py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = 0,
-        "Writes the gradient of the weight to `grad_weight`, and where given those of gain and\n"
-        "shift, from `grad`, the gradient of forward's `out`.");
+        "Writes the standardized weight to `out`; the arguments are those of ws::standardize.\n\n"
+        "In place is allowed: `out` may be `weight`, the same memory with the same strides and "
+        "dtype.\n"
+        "Other overlaps of `out`, also with itself, are refused, and so are read-only results.\n\n"
+        "Raises TypeError for what is no DLPack array, and ValueError for a shape, dtype, device,\n"
+        "layout, overlap or number that does not fit; nothing is written then.");
+  m.def(
+      "backward", &backward, py::arg("grad"), py::arg("weight"), py::arg("grad_weight"),
+      py::arg("gain") = py::none(), py::arg("grad_gain") = py::none(),
+      py::arg("grad_shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
+      py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,
+      py::arg("center") = true, py::arg("scale") = 1.0, py::arg("stream") = 0,
+      "Writes the gradient of the weight to `grad_weight`, and where given those of gain and\n"
+      "shift, from `grad`, the gradient of forward's `out`.\n\n"
+      "In place is allowed: `grad_weight` may be `grad` or `weight`, the same memory with the "
+      "same\n"
+      "strides and dtype. Other overlaps of a result with itself, an input or another result are\n"
+      "refused, and so are read-only results. Raises as `forward` does.");
 }

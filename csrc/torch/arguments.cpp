@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cfloat>
+#include <exception>
 #include <initializer_list>
 #include <utility>
 
@@ -17,19 +19,27 @@ View view_of(const Tensor& tensor) {
 }
 
 // An uninitialized tensor of `like`'s shape and device, and of its strides where they are dense.
+//
+// PyTorch's C interface says that it failed and not why: after it, allocate_again() in
+// python/torch_ws/_check.py has PyTorch say it, where memory has run out for instance.
 Tensor empty_like(const Tensor& like, ScalarType dtype) {
   const View view = view_of(like);
-  if (!is_dense(view)) {
-    // PyTorch's own choice of strides, which the op's fake implementation makes too
-    return torch::stable::to(torch::stable::empty_like(like), dtype);
+  try {
+    if (!is_dense(view)) {
+      // PyTorch's own choice of strides, which the op's fake implementation makes too
+      return torch::stable::to(torch::stable::empty_like(like), dtype);
+    }
+    AtenTensorHandle handle;
+    int32_t device_type;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dim, view.sizes, view.strides,
+                                                    static_cast<int32_t>(dtype), device_type,
+                                                    like.get_device_index(), &handle));
+    return Tensor(handle);
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "ws: PyTorch could not allocate a tensor of ", like.numel(),
+                    " elements");
   }
-  AtenTensorHandle handle;
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dim, view.sizes, view.strides,
-                                                  static_cast<int32_t>(dtype), device_type,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
 Tensor copy_with_strides_of(const Tensor& result, const Tensor& source) {
@@ -56,33 +66,65 @@ Types types_of(ScalarType weight, ScalarType out) {
   STD_TORCH_CHECK(false, "ws: no kernel for this weight dtype and result dtype");
 }
 
-int64_t wrap_channel_dim(const Tensor& weight, int64_t channel_dim) {
+// All elements must lie in the tensor's storage, which others can free or shrink at any time
+// (untyped_storage().resize_). Without memory a gain's pointer is null, as if there were no gain.
+void check_memory(const Tensor& tensor, const char* name) {
+  const View view = view_of(tensor);
+  int64_t last = tensor.storage_offset();
+  for (int64_t d = 0; d < view.dim; ++d) {
+    if (view.sizes[d] == 0) return;
+    last += (view.sizes[d] - 1) * view.strides[d];
+  }
+  int64_t bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  const bool held = last < bytes / static_cast<int64_t>(tensor.element_size());
+  STD_TORCH_CHECK(held && tensor.const_data_ptr() != nullptr, "ws: ", name,
+                  " must have memory for its elements");
+}
+
+int64_t checked_channel_dim(const Tensor& weight, int64_t channel_dim) {
   const int64_t dim = weight.dim();
-  STD_TORCH_CHECK(dim >= 2, "ws: weight must have at least 2 dimensions");
+  STD_TORCH_CHECK(2 <= dim && dim <= kMaxDims, "ws: weight must have 2 to 64 dimensions");
   STD_TORCH_CHECK(-dim <= channel_dim && channel_dim < dim, "ws: channel_dim is out of range");
   return channel_dim < 0 ? channel_dim + dim : channel_dim;
 }
 
 Formula checked_formula(const Tensor& weight, int64_t channel_dim, double eps, int64_t eps_mode,
                         int64_t correction, bool center, double scale) {
+  // finite in the type of the statistics
+  const double largest = weight.scalar_type() == ScalarType::Double ? DBL_MAX : FLT_MAX;
   STD_TORCH_CHECK(0 <= eps_mode && eps_mode <= 2, "ws: eps_mode must be 0, 1 or 2");
-  STD_TORCH_CHECK(eps >= 0 && eps - eps == 0, "ws: eps must be finite and not negative");
-  STD_TORCH_CHECK(scale - scale == 0, "ws: scale must be finite");
+  STD_TORCH_CHECK(0 <= eps && eps <= largest, "ws: eps must be finite and not negative");
+  STD_TORCH_CHECK(-largest <= scale && scale <= largest, "ws: scale must be finite");
   const int64_t numel = weight.numel();
   STD_TORCH_CHECK(correction >= 0 && (numel == 0 || correction < numel / weight.size(channel_dim)),
                   "ws: correction must be smaller than the elements of a channel");
   return {eps, scale, correction, static_cast<EpsMode>(eps_mode), center};
 }
 
+// An eps_mode, correction or center of the list ops, where all numbers travel as floats.
+int64_t whole(double number, const char* name) {
+  constexpr double kExact = int64_t{1} << 53;  // up to here, a double holds every whole number
+  STD_TORCH_CHECK(-kExact <= number && number <= kExact &&
+                      number == static_cast<double>(static_cast<int64_t>(number)),
+                  "ws: ", name, " must be a whole number");
+  return static_cast<int64_t>(number);
+}
+
+bool truth(double number) {
+  STD_TORCH_CHECK(number == 0 || number == 1, "ws: center must be 0 or 1");
+  return number == 1;
+}
+
 // gain or shift [rows], contiguous.
-std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const Tensor& weight,
-                                     int64_t rows) {
+std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const char* name,
+                                     const Tensor& weight, int64_t rows) {
   if (!vector) return vector;
-  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == rows &&
-                      vector->scalar_type() == weight.scalar_type() &&
-                      vector->device() == weight.device(),
-                  "ws: gain and shift must have one value a channel, on the weight's device and in "
-                  "its dtype");
+  STD_TORCH_CHECK(
+      vector->dim() == 1 && vector->size(0) == rows &&
+          vector->scalar_type() == weight.scalar_type() && vector->device() == weight.device(),
+      "ws: ", name, " must have one value a channel, on the weight's device and in its dtype");
+  check_memory(*vector, name);
   return vector->is_contiguous() ? vector : torch::stable::contiguous(*vector);
 }
 
@@ -96,10 +138,12 @@ Tensor new_vector(const Tensor& weight, int64_t rows) {
                             : torch::stable::new_zeros(weight, {rows});
 }
 
-void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths) {
+void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths,
+                 const std::vector<double>& formulas) {
   for (size_t length : lengths) {
     STD_TORCH_CHECK(length == weights.size(), "ws: lists must be as long as weights");
   }
+  STD_TORCH_CHECK(formulas.size() == 5 * weights.size(), "ws: formulas must be 5 numbers a weight");
   for (const Tensor& weight : weights) {
     STD_TORCH_CHECK(weight.device() == weights[0].device(), "ws: weights must be on one device");
   }
@@ -110,15 +154,16 @@ void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_
 ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::optional<Tensor> shift,
                             int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
                             bool center, double scale, std::optional<ScalarType> dtype) {
-  channel_dim = wrap_channel_dim(weight, channel_dim);
+  channel_dim = checked_channel_dim(weight, channel_dim);
   const int64_t rows = weight.size(channel_dim);
   ForwardCall call{};
   call.args.formula =
       checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
   const ScalarType out_dtype = dtype.value_or(weight.scalar_type());
   call.types = types_of(weight.scalar_type(), out_dtype);
-  call.gain = checked_vector(std::move(gain), weight, rows);
-  call.shift = checked_vector(std::move(shift), weight, rows);
+  check_memory(weight, "weight");
+  call.gain = checked_vector(std::move(gain), "gain", weight, rows);
+  call.shift = checked_vector(std::move(shift), "shift", weight, rows);
 
   call.out = empty_like(weight, out_dtype);
   if (weight.numel() == 0) return call;
@@ -142,7 +187,7 @@ ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::opti
 BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
                               int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
                               bool center, double scale, bool affine) {
-  channel_dim = wrap_channel_dim(weight, channel_dim);
+  channel_dim = checked_channel_dim(weight, channel_dim);
   const int64_t rows = weight.size(channel_dim);
   BackwardCall call{};
   call.args.formula =
@@ -150,7 +195,9 @@ BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> 
   STD_TORCH_CHECK(same_sizes(grad, weight) && grad.device() == weight.device(),
                   "ws: grad must have the weight's shape and device");
   call.types = types_of(weight.scalar_type(), grad.scalar_type());
-  call.gain = checked_vector(std::move(gain), weight, rows);
+  check_memory(grad, "grad");
+  check_memory(weight, "weight");
+  call.gain = checked_vector(std::move(gain), "gain", weight, rows);
 
   call.grad_weight = empty_like(weight, weight.scalar_type());
   if (affine) {
@@ -187,14 +234,14 @@ std::vector<ForwardCall> prepare_forward_many(const std::vector<Tensor>& weights
                                               const std::vector<int64_t>& channel_dims,
                                               const std::vector<double>& formulas,
                                               std::optional<ScalarType> dtype) {
-  check_lists(weights, {gains.size(), shifts.size(), channel_dims.size(), formulas.size() / 5});
+  check_lists(weights, {gains.size(), shifts.size(), channel_dims.size()}, formulas);
   std::vector<ForwardCall> calls;
   calls.reserve(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     const double* f = &formulas[5 * i];
     calls.push_back(prepare_forward(weights[i], gains[i], shifts[i], channel_dims[i], f[0],
-                                    static_cast<int64_t>(f[1]), static_cast<int64_t>(f[2]),
-                                    f[3] != 0, f[4], dtype));
+                                    whole(f[1], "eps_mode"), whole(f[2], "correction"), truth(f[3]),
+                                    f[4], dtype));
   }
   return calls;
 }
@@ -204,14 +251,14 @@ std::vector<BackwardCall> prepare_backward_many(const std::vector<Tensor>& grads
                                                 const std::vector<std::optional<Tensor>>& gains,
                                                 const std::vector<int64_t>& channel_dims,
                                                 const std::vector<double>& formulas, bool affine) {
-  check_lists(weights, {grads.size(), gains.size(), channel_dims.size(), formulas.size() / 5});
+  check_lists(weights, {grads.size(), gains.size(), channel_dims.size()}, formulas);
   std::vector<BackwardCall> calls;
   calls.reserve(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     const double* f = &formulas[5 * i];
     calls.push_back(prepare_backward(grads[i], weights[i], gains[i], channel_dims[i], f[0],
-                                     static_cast<int64_t>(f[1]), static_cast<int64_t>(f[2]),
-                                     f[3] != 0, f[4], affine));
+                                     whole(f[1], "eps_mode"), whole(f[2], "correction"),
+                                     truth(f[3]), f[4], affine));
   }
   return calls;
 }

@@ -65,11 +65,10 @@ std::vector<Tensor> forward_many(std::vector<Tensor> weights,
                                  std::vector<std::optional<Tensor>> shifts,
                                  std::vector<int64_t> channel_dims, std::vector<double> formulas,
                                  std::optional<ScalarType> dtype) {
-  if (weights.empty()) return {};
-  const Device device(weights[0]);
   const auto calls = prepare_forward_many(weights, gains, shifts, channel_dims, formulas, dtype);
+  if (calls.empty()) return {};
   const auto work = work_of(calls);
-  device.run(work.data(), work.size());
+  Device(weights[0]).run(work.data(), work.size());
   std::vector<Tensor> outs;
   outs.reserve(calls.size());
   for (const ForwardCall& call : calls) outs.push_back(call.out);
@@ -81,11 +80,10 @@ std::vector<Tensor> backward_many(std::vector<Tensor> grads, std::vector<Tensor>
                                   std::vector<std::optional<Tensor>> gains,
                                   std::vector<int64_t> channel_dims, std::vector<double> formulas,
                                   bool affine) {
-  if (weights.empty()) return {};
-  const Device device(weights[0]);
   const auto calls = prepare_backward_many(grads, weights, gains, channel_dims, formulas, affine);
+  if (calls.empty()) return {};
   const auto work = work_of(calls);
-  device.run(work.data(), work.size());
+  Device(weights[0]).run(work.data(), work.size());
   return gradients_of(calls, affine);
 }
 

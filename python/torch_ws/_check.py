@@ -1,7 +1,8 @@
 """What is refused, and in which words. Every entry point raises from here, before any work.
 
 The ops check the same conditions tersely for their own safety; on the fast path nothing here runs
-until an op has refused its arguments (see functional.py).
+until an op has refused its arguments (see functional.py). The fake kernels, which stand for an op
+where a tensor has no data, check here too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ OUTPUT_DTYPES = {
     torch.float16: (torch.float16,),
     torch.bfloat16: (torch.bfloat16,),
 }
+MAX_DIMS = 64  # csrc/layout.h has it too
 
 
 def resolve(formula) -> Formula:
@@ -54,6 +56,8 @@ def check_weight(weight, channel_dim=0) -> None:
             "weight must have at least 2 dimensions (channels and their elements), "
             f"got shape {tuple(weight.shape)}"
         )
+    if weight.dim() > MAX_DIMS:
+        raise ValueError(f"weight must have at most {MAX_DIMS} dimensions, got {weight.dim()}")
     if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
         raise TypeError(f"channel_dim must be an int, got {type(channel_dim).__name__}")
     if not -weight.dim() <= channel_dim < weight.dim():
@@ -97,6 +101,13 @@ def check(
         raise ValueError(f"eps must be finite and not negative, got {eps}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+    statistics = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    for name, number, origin in (("eps", eps, ""), ("scale", scale, ", from the formula's gamma")):
+        if abs(number) > torch.finfo(statistics).max:
+            raise ValueError(
+                f"{name} must be finite in {_name(statistics)}, the type of the statistics of a "
+                f"{_name(weight.dtype)} weight; got {number}{origin}"
+            )
     if correction < 0:
         raise ValueError(f"correction must not be negative, got {correction}")
     if weight.numel() > 0:
@@ -115,3 +126,67 @@ def check(
                 f"dtype must be {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
                 f"weight, got {_name(dtype)}"
             )
+
+
+def check_backward(grad, weight, gain, *arguments) -> None:
+    """Raises for what ws::backward refuses; the arguments are the op's."""
+    check(weight, gain, None, *arguments, None)
+    if not isinstance(grad, torch.Tensor):
+        raise TypeError(f"grad must be a torch.Tensor, got {type(grad).__name__}")
+    if grad.layout != torch.strided or grad.is_quantized:
+        raise NotImplementedError("grad must be a dense (strided) tensor")
+    if grad.shape != weight.shape:
+        raise ValueError(
+            f"grad must have the weight's shape {tuple(weight.shape)}, got {tuple(grad.shape)}"
+        )
+    allowed = OUTPUT_DTYPES[weight.dtype]
+    if grad.dtype not in allowed:
+        raise ValueError(
+            f"grad must have dtype {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
+            f"weight, got {_name(grad.dtype)}"
+        )
+    if grad.device != weight.device:
+        raise ValueError(f"grad must be on the weight's device {weight.device}, got {grad.device}")
+
+
+def explain(weight, gain, shift, *arguments) -> None:
+    """Raises what was wrong with the arguments that ws::standardize refused, if anything was."""
+    check(weight, gain, shift, *arguments)
+    _check_memory(weight=weight, gain=gain, shift=shift)
+
+
+def explain_backward(grad, weight, gain, *arguments) -> None:
+    """The same for ws::backward."""
+    check_backward(grad, weight, gain, *arguments)
+    _check_memory(grad=grad, weight=weight, gain=gain)
+
+
+def _check_memory(**tensors):
+    """Raises for a tensor whose storage was freed or shrunk (untyped_storage().resize_)."""
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.numel() == 0:
+            continue
+        try:
+            held = tensor.untyped_storage().nbytes()
+        except NotImplementedError:  # what torch.func puts around a tensor has none
+            continue
+        steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = (tensor.storage_offset() + sum(steps) + 1) * tensor.element_size()
+        if held < needed:
+            raise ValueError(
+                f"{name} must have memory for its {tensor.numel()} elements, {needed} bytes of "
+                f"storage; got {held}"
+            )
+
+
+def allocate_again(weights, dtype=None, grads=()) -> None:
+    """Makes what a call that failed makes: its results, and copies of what has other strides.
+
+    The ops do it through PyTorch's stable interface, which loses the type and the words of an
+    error. Where memory has run out, this raises PyTorch's own, such as torch.OutOfMemoryError.
+    """
+    results = [torch.empty_like(weight, dtype=dtype or weight.dtype) for weight in weights]
+    copies = []  # all are held at once, as in the call
+    for tensors in (weights, grads):
+        for result, tensor in zip(results, tensors, strict=False):
+            copies.append(torch.empty_like(result, dtype=tensor.dtype))

@@ -48,7 +48,7 @@ def load_cpu() -> None:
     if hasattr(torch.ops.ws, "standardize"):
         return
     capability = os.environ.get("WS_CPU_CAPABILITY")
-    if capability is not None and capability not in CAPABILITIES:
+    if capability and capability not in CAPABILITIES:
         warnings.warn(
             f"WS_CPU_CAPABILITY must be one of {', '.join(CAPABILITIES)}; "
             f"{capability!r} is ignored",

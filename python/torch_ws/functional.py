@@ -8,7 +8,7 @@ from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
 from . import reference
-from ._check import check, check_weight, resolve
+from ._check import allocate_again, check, check_weight, explain, resolve
 from ._private import is_tracing
 from .formulas import Formula
 from .ops import apply, needs_reference, raw_forward
@@ -88,7 +88,8 @@ def standardize(
         # The ops refuse bad arguments before any work, tersely and cheaply. This says why.
         check_weight(weight, channel_dim)
         scalars = resolve(formula).arguments(fan_in_of(weight, channel_dim))
-        check(weight, gain, shift, channel_dim, *scalars, dtype)
+        explain(weight, gain, shift, channel_dim, *scalars, dtype)
+        allocate_again([weight], dtype)
         raise
 
 

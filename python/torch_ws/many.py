@@ -12,7 +12,15 @@ import torch
 from torch.fx.proxy import TraceError
 
 from . import reference
-from ._check import check, check_weight, resolve
+from ._check import (
+    allocate_again,
+    check,
+    check_backward,
+    check_weight,
+    explain,
+    explain_backward,
+    resolve,
+)
 from .formulas import Formula
 from .functional import fan_in_of, standardize
 from .ops import differentiable_backward, direct, library, needs_reference
@@ -20,7 +28,17 @@ from .ops import differentiable_backward, direct, library, needs_reference
 Tensor = torch.Tensor
 
 raw_forward_many = direct(torch.ops.ws.forward_many)
-raw_backward_many = direct(torch.ops.ws.backward_many)
+_backward_many = direct(torch.ops.ws.backward_many)
+
+
+def raw_backward_many(grads, weights, gains, *arguments):
+    """ws::backward_many, and in words what was wrong."""
+    try:
+        return _backward_many(grads, weights, gains, *arguments)
+    except RuntimeError:
+        _check_all_backward(grads, weights, gains, *arguments[:2], each=explain_backward)
+        allocate_again(weights, grads=grads)
+        raise
 
 
 def standardize_many(
@@ -92,7 +110,8 @@ def standardize_many(
             with _naming(i):
                 check_weight(weight, dim)
         scalars = scalars_of(weights, formulas, channel_dims)
-        _check_all(weights, gains, shifts, channel_dims, scalars, dtype)
+        _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
+        allocate_again(weights, dtype)
         raise
 
 
@@ -192,28 +211,63 @@ class _naming:
             raise kind(f"weights[{self.index}]: {error}") from error
 
 
-def _each(weights, gains, shifts, channel_dims, formulas, dtype):
-    """The arguments of ws::forward for each weight. eps_mode and correction are whole numbers."""
-    for i, (weight, gain, shift) in enumerate(zip(weights, gains, shifts, strict=True)):
-        eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
-        options = (eps, int(eps_mode), int(correction), bool(center), scale, dtype)
-        yield weight, gain, shift, channel_dims[i], *options
+def _whole(name, number):
+    if not float(number).is_integer():
+        raise ValueError(f"{name} must be a whole number, got {number}")
+    return int(number)
 
 
-def _check_all(weights, gains, shifts, channel_dims, formulas, dtype):
-    each = _each(weights, gains, shifts, channel_dims, formulas, dtype)
-    for i, arguments in enumerate(each):
+def _options(formulas, i):
+    """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
+    eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
+    if center not in (0, 1):
+        raise ValueError(f"center must be 0 or 1, got {center}")
+    return eps, _whole("eps_mode", eps_mode), _whole("correction", correction), bool(center), scale
+
+
+def _check_lists(weights, formulas, **lists):
+    for name, values in lists.items():
+        if len(values) != len(weights):
+            raise ValueError(
+                f"{name} must have one entry a weight, {len(weights)}; got {len(values)}"
+            )
+    if len(formulas) != 5 * len(weights):
+        raise ValueError(
+            f"formulas must have 5 numbers a weight, {5 * len(weights)} in all; got {len(formulas)}"
+        )
+
+
+def _check_one_device(weights, i):
+    if weights[i].device != weights[0].device:
+        raise ValueError(
+            f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
+        )
+
+
+def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
+    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
+    for i, weight in enumerate(weights):
         with _naming(i):
-            check(*arguments)
-            if weights[i].device != weights[0].device:
-                raise ValueError(
-                    f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
-                )
+            options = _options(formulas, i)
+            each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
+            _check_one_device(weights, i)
+
+
+def _check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
+    _check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
+    for i, weight in enumerate(weights):
+        with _naming(i):
+            each(grads[i], weight, gains[i], channel_dims[i], *_options(formulas, i))
+            _check_one_device(weights, i)
 
 
 def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
-    each = _each(weights, gains, shifts, channel_dims, formulas, dtype)
-    return [reference.standardize_op(*arguments) for arguments in each]
+    return [
+        reference.standardize_op(
+            weight, gains[i], shifts[i], channel_dims[i], *_options(formulas, i), dtype
+        )
+        for i, weight in enumerate(weights)
+    ]
 
 
 def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
@@ -221,10 +275,12 @@ def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     if needs_reference():
         _check_all(weights, gains, shifts, *arguments)
         return reference_many(weights, gains, shifts, *arguments)
+    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     try:
         return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
     except RuntimeError:
-        _check_all(weights, gains, shifts, *arguments)
+        _check_all(weights, gains, shifts, *arguments, each=explain)
+        allocate_again(weights, dtype)
         raise
 
 
@@ -234,6 +290,7 @@ def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=Non
 
 
 def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
+    _check_all_backward(grads, weights, gains, channel_dims, formulas)
     results = [torch.empty_like(weight) for weight in weights]
     for _ in range(2 if affine else 0):
         results += [

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import reference
-from ._check import check
+from ._check import allocate_again, check, check_backward, explain, explain_backward
 
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
@@ -55,9 +55,14 @@ class Standardize(torch.autograd.Function):
         if torch.is_grad_enabled() or _functorch_active():
             needed = ctx.needs_input_grad
             return *differentiable_backward(needed, grad, weight, gain, arguments), None
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return raw_backward(grad, weight, gain, *arguments[:-1]), None, None, None
-        grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
+        try:
+            if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+                return raw_backward(grad, weight, gain, *arguments[:-1]), None, None, None
+            grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
+        except RuntimeError:
+            explain_backward(grad, weight, gain, *arguments[:-1])
+            allocate_again([weight], grads=[grad])
+            raise
         needed = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
         return *needed, None
 
@@ -105,7 +110,8 @@ def _autograd(weight, gain=None, shift=None, **options):
     try:
         return apply(weight, gain, shift, arguments)
     except RuntimeError:
-        check(weight, gain, shift, *arguments)  # says what was wrong with them, if anything was
+        explain(weight, gain, shift, *arguments)
+        allocate_again([weight], arguments[-1])
         raise
 
 
@@ -119,10 +125,12 @@ def _fake_standardize(weight, gain=None, shift=None, **options):
 
 
 def _fake_backward(grad, weight, gain, *arguments):
+    check_backward(grad, weight, gain, *arguments)
     return torch.empty_like(weight)
 
 
 def _fake_backward_affine(grad, weight, gain, channel_dim, *arguments):
+    check_backward(grad, weight, gain, channel_dim, *arguments)
     vector = weight.new_empty((weight.shape[channel_dim],))
     return torch.empty_like(weight), vector, torch.empty_like(vector)
 
