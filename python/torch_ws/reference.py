@@ -38,17 +38,16 @@ def standardize_op(
     dtype = dtype or weight.dtype
     if weight.numel() == 0:
         return weight.to(dtype, copy=True)
-    w = weight if weight.dtype == torch.float64 else weight.float()
+    x = weight if weight.dtype == torch.float64 else weight.float()
     if center:
-        # Any element of the channel as pivot: its gradient is zero, so it is detached. It keeps a
-        # constant channel exactly constant, and |mean| >> std from costing digits.
-        pivot = w.detach()
-        for dim in dims:
-            pivot = pivot.narrow(dim, 0, 1)
-        w = w - pivot
-        w = w - w.mean(dims, keepdim=True)
+        # A pivot within the channel's values keeps |mean| >> std from costing digits and a constant
+        # channel exactly constant. Its gradient is zero, so it is detached.
+        w = x.detach()
+        pivot = w.mean(dims, keepdim=True)
+        pivot = pivot.maximum(w.amin(dims, keepdim=True)).minimum(w.amax(dims, keepdim=True))
+        x = _centered(x - pivot, dims)
     fan_in = weight.numel() // weight.shape[channel_dim]
-    var = (w * w).sum(dims, keepdim=True) / (fan_in - correction)
+    var = (x * x).sum(dims, keepdim=True) / (fan_in - correction)
     if eps_mode == 0:
         # sqrt has no derivative at 0; the formula's is 0 there
         d = torch.where(var == 0, 0, torch.where(var == 0, 1, var).sqrt()) + eps
@@ -58,7 +57,10 @@ def standardize_op(
     else:
         d = torch.where(var <= eps, eps, var)
         d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
-    out = w * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
+    out = x * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
+    if center:
+        # It is centered already. Its gradient is not: a large mean of that would cost digits, too.
+        out = _centered(out, dims)
     shape = [1] * weight.dim()
     shape[channel_dim] = -1
     if gain is not None:
@@ -66,3 +68,7 @@ def standardize_op(
     if shift is not None:
         out = out + shift.to(out.dtype).view(shape)
     return out.to(dtype)
+
+
+def _centered(x, dims):
+    return x - x.mean(dims, keepdim=True)
