@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_close, layer_norm_errors, relative_error
-from torch_ws import Formula, reference, standardize
+from torch_ws import Formula, reference, standardize, standardize_many
 
 FORMULA = Formula(eps=1e-5, eps_mode="var")  # F.layer_norm's
 
@@ -99,3 +99,26 @@ def test_nan_and_inf_stay_in_their_channel(value):
     out = reference.standardize(weight)
     assert out[1].isnan().all()
     assert torch.equal(out[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0, 3), (0, 0, 2)])  # no elements, no channels, neither
+@pytest.mark.parametrize("affine", ["", "gain", "shift", "gain shift"])
+@pytest.mark.parametrize("many", [False, True])  # the list form has a node of its own
+def test_double_backward_without_elements(shape, affine, many):
+    inputs = {"weight": torch.randn(shape)}
+    inputs |= {name: torch.randn(shape[0]) for name in affine.split()}
+    tensors = [tensor.requires_grad_() for tensor in inputs.values()]
+    if many:
+        (out,) = standardize_many(*([inputs.get(k)] for k in ("weight", "gain", "shift")))
+    else:
+        out = standardize(**inputs)
+    grads = torch.autograd.grad(out, tensors, torch.ones_like(out), create_graph=True)
+    for grad, tensor in zip(grads, tensors, strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))
+
+
+def test_gradients_of_the_reference_without_elements():
+    inputs = torch.randn(4, 0), torch.randn(4), torch.randn(4)
+    grads = torch.func.grad(lambda *t: reference.standardize(*t).sum(), argnums=(0, 1, 2))(*inputs)
+    for grad, tensor in zip(grads, inputs, strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))

@@ -6,6 +6,8 @@ works under every torch.func transform. The tests judge the kernels by it in flo
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._check import check, check_weight, resolve
@@ -34,19 +36,31 @@ def standardize_op(
     weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
 ):
     """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
-    dims = [d for d in range(weight.dim()) if d != channel_dim % weight.dim()]
-    dtype = dtype or weight.dtype
-    if weight.numel() == 0:
-        return weight.to(dtype, copy=True)
-    x = weight if weight.dtype == torch.float64 else weight.float()
+    channel_dim %= weight.dim()
+    dims = [d for d in range(weight.dim()) if d != channel_dim]
+    out = weight if weight.dtype == torch.float64 else weight.float()
+    if weight.numel() > 0:
+        out = _standardized(out, dims, eps, eps_mode, correction, center, scale)
+    shape = [1] * weight.dim()
+    shape[channel_dim] = -1
+    if gain is not None:
+        out = out * gain.to(out.dtype).view(shape)
+    if shift is not None:
+        out = out + shift.to(out.dtype).view(shape)
+    return out.to(dtype or weight.dtype, copy=out is weight)
+
+
+def _standardized(w, dims, eps, eps_mode, correction, center, scale):
+    x = w
     if center:
         # A pivot within the channel's values keeps |mean| >> std from costing digits and a constant
         # channel exactly constant. Its gradient is zero, so it is detached.
-        w = x.detach()
-        pivot = w.mean(dims, keepdim=True)
-        pivot = pivot.maximum(w.amin(dims, keepdim=True)).minimum(w.amax(dims, keepdim=True))
+        values = x.detach()
+        pivot = values.mean(dims, keepdim=True)
+        pivot = pivot.maximum(values.amin(dims, keepdim=True))
+        pivot = pivot.minimum(values.amax(dims, keepdim=True))
         x = _centered(x - pivot, dims)
-    fan_in = weight.numel() // weight.shape[channel_dim]
+    fan_in = math.prod(x.shape[d] for d in dims)
     var = (x * x).sum(dims, keepdim=True) / (fan_in - correction)
     if eps_mode == 0:
         # sqrt has no derivative at 0; the formula's is 0 there
@@ -58,16 +72,8 @@ def standardize_op(
         d = torch.where(var <= eps, eps, var)
         d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
     out = x * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
-    if center:
-        # It is centered already. Its gradient is not: a large mean of that would cost digits, too.
-        out = _centered(out, dims)
-    shape = [1] * weight.dim()
-    shape[channel_dim] = -1
-    if gain is not None:
-        out = out * gain.to(out.dtype).view(shape)
-    if shift is not None:
-        out = out + shift.to(out.dtype).view(shape)
-    return out.to(dtype)
+    # It is centered already. Its gradient is not: a large mean of that would cost digits, too.
+    return _centered(out, dims) if center else out
 
 
 def _centered(x, dims):
