@@ -14,6 +14,8 @@ from ._check import check, check_weight, resolve
 
 Tensor = torch.Tensor
 
+_LIMITS = {torch.float32: 126, torch.float64: 1022}  # exponents of numbers with all their digits
+
 
 def standardize(
     weight: Tensor,
@@ -38,7 +40,7 @@ def standardize_op(
     """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
     channel_dim %= weight.dim()
     dims = [d for d in range(weight.dim()) if d != channel_dim]
-    out = weight if weight.dtype == torch.float64 else weight.float()
+    out = weight.to(wide(weight.dtype))
     if weight.numel() > 0:
         out = _standardized(out, dims, eps, eps_mode, correction, center, scale)
     shape = [1] * weight.dim()
@@ -51,16 +53,21 @@ def standardize_op(
 
 
 def _standardized(w, dims, eps, eps_mode, correction, center, scale):
-    x = w
+    values = w.detach()
+    low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    fan_in = w.numel() // low.numel()
+    eps_power = 1 if eps_mode == 0 else 2  # "std" adds eps to a value, the others to its square
+    exponent = _exponent(low, high, eps, eps_power, center)
+    unit = 2.0**exponent
+    x, low, high = w * unit, low * unit, high * unit
+    if eps > 0:
+        fraction, eps_exponent = math.frexp(eps)
+        eps = fraction * 2.0 ** (eps_exponent + eps_power * exponent)
     if center:
         # A pivot within the channel's values keeps |mean| >> std from costing digits and a constant
         # channel exactly constant. Its gradient is zero, so it is detached.
-        values = x.detach()
-        pivot = values.mean(dims, keepdim=True)
-        pivot = pivot.maximum(values.amin(dims, keepdim=True))
-        pivot = pivot.minimum(values.amax(dims, keepdim=True))
+        pivot = x.detach().mean(dims, keepdim=True).maximum(low).minimum(high)
         x = _centered(x - pivot, dims)
-    fan_in = math.prod(x.shape[d] for d in dims)
     var = (x * x).sum(dims, keepdim=True) / (fan_in - correction)
     if eps_mode == 0:
         # sqrt has no derivative at 0; the formula's is 0 there
@@ -76,5 +83,43 @@ def _standardized(w, dims, eps, eps_mode, correction, center, scale):
     return _centered(out, dims) if center else out
 
 
+def _exponent(low, high, eps, eps_power, center):
+    """The exponents of the powers of two by which the channels are multiplied.
+
+    Squares of very large or small values are out of the dtype's range. Multiplied, the larger of eps
+    and their largest distance (their largest value, where center is False) is about 1, and the
+    result the same.
+    """
+    limit = _LIMITS[low.dtype]
+    largest = high.maximum(-low)
+    size = high / 2 - low / 2 if center else largest
+    # A constant channel has no such distance, and its values may not become too large.
+    exponent = (-size.log2().floor()).minimum(limit // 2 - largest.log2().floor())
+    of_eps = -(-math.frexp(eps)[1] // eps_power) if eps > 0 else -limit
+    return exponent.clamp(-limit, min(-of_eps, limit))
+
+
 def _centered(x, dims):
     return x - x.mean(dims, keepdim=True)
+
+
+def wide(dtype):
+    """The dtype of the statistics."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit_of(grad, weight, dims):
+    """For each channel a power of two, in the dtype of the statistics.
+
+    Times it, `grad` is about 1, or as far from it as keeps the weight's gradient, which is as large
+    as grad / weight, in range.
+    """
+    grad, weight = (t.detach().to(wide(t.dtype)) for t in (grad, weight))
+    if grad.numel() == 0:
+        return grad.new_ones([1 if d in dims else n for d, n in enumerate(grad.shape)])
+    limit = _LIMITS[grad.dtype]
+    of_grad, of_weight = (
+        t.abs().amax(dims, keepdim=True).log2().floor().clamp(-limit, limit) for t in (grad, weight)
+    )
+    room = limit - 8
+    return 2.0 ** (of_weight - of_weight.clamp(-room, room) - of_grad).clamp(-limit, limit)
