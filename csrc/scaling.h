@@ -81,14 +81,16 @@ struct Scale {
   }
 };
 
-// x = m 2^exponent with m near 1 if kScaled, else m = x.
+// x 2^more = m 2^exponent with m near 1 if kScaled, else m = x.
 template <class A, bool kScaled>
 struct Split {
   int exponent;
   A m;
 
-  WS_DEVICE explicit Split(A x)
-      : exponent(kScaled ? exponent_of(x) : 0), m(Scale<A, kScaled>(-exponent)(x)) {}
+  WS_DEVICE explicit Split(A x, int more = 0)
+      : exponent(kScaled ? exponent_of(x) : 0), m(Scale<A, kScaled>(-exponent)(x)) {
+    exponent += more;
+  }
 };
 
 // How large the values of a row are, to a factor of 2.
@@ -106,7 +108,7 @@ WS_DEVICE int weight_exponent(const Magnitude& w, const Formula& formula) {
   if (!w.finite || (size == 0 && formula.eps == 0)) return 0;
   int e = size > 0 ? -exponent_of(size) : kLimit;
   if (formula.eps > 0) {
-    const int room = kLimit - exponent_of(formula.eps);
+    const int room = kLimit - 2 - exponent_of(formula.eps);
     const int most = formula.eps_mode == EpsMode::kStd ? room : room >> 1;
     if (e > most) e = most;
   }
@@ -120,9 +122,12 @@ WS_DEVICE int grad_exponent(const Magnitude& g) {
   return g.finite ? clamped(-exponent_of(g.largest), Range<A>::kExponent) : 0;
 }
 
+// The formula with eps', and with a scale near 1 for which the results lack 2^scale_exponent.
+WS_DEVICE int scale_exponent(const Formula& formula) { return exponent_of(formula.scale); }
 WS_DEVICE Formula scaled(const Formula& formula, int e) {
   Formula result = formula;
   result.eps = __builtin_ldexp(formula.eps, formula.eps_mode == EpsMode::kStd ? e : 2 * e);
+  result.scale = __builtin_ldexp(formula.scale, -scale_exponent(formula));
   return result;
 }
 

@@ -86,9 +86,9 @@ def _standardized(w, dims, eps, eps_mode, correction, center, scale):
 def _exponent(low, high, eps, eps_power, center):
     """The exponents of the powers of two by which the channels are multiplied.
 
-    Squares of very large or small values are out of the dtype's range. Multiplied, the larger of eps
-    and their largest distance (their largest value, where center is False) is about 1, and the
-    result the same.
+    Squares of very large or small values are out of the dtype's range. Multiplied, the channel's
+    largest distance (its largest value, where center is False) or eps is about 1, and the result
+    the same.
     """
     limit = _LIMITS[low.dtype]
     largest = high.maximum(-low)
