@@ -8,7 +8,7 @@
 //   sum(v)                     over its lanes
 //   stream(T*, v)              stores an aligned vector past the caches
 //   end_of_streams()           makes streamed vectors visible to other threads
-#include "../scaling.h"
+#include "scaling.h"
 
 namespace ws {
 namespace {

@@ -19,7 +19,7 @@
 // m is found relative to the row's first element, so that a constant row is exactly constant: m is
 // its value, and w - m, r and var are 0. With center = false, m, r, mg and rg are 0.
 //
-// Rows that are not ordinary (../scaling.h) are found after pass 2 and start again, scaled.
+// Rows that are not ordinary (scaling.h) are found after pass 2 and start again, scaled.
 #include "row.inl"
 
 namespace ws {
@@ -45,8 +45,8 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
   if (formula.center) r = static_cast<A>(centered[0] * cols.inverse);
   const A var = variance_of(static_cast<A>(centered[1]), r, cols.count, formula);
   const Channel<A> channel = channel_of(var, formula);
-  const Split<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
-  const Split<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
+  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
   const Scale<A, kScaled> up(s.exponent + gain.exponent);
   const A factor = s.m * gain.m;
   if (!kScaled && !(is_ordinary(var) && is_ordinary(factor, gain.m))) return false;
@@ -119,8 +119,8 @@ bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool larg
   const A var = variance_of(static_cast<A>(centered[1]), r, cols.count, formula);
   const A dot = static_cast<A>(centered[3]) - static_cast<A>(cols.count) * r * rg;
   Channel<A> channel = channel_of(var, formula);
-  const Split<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
-  const Split<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
+  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
   const Scale<A, kScaled> up(s.exponent + gain.exponent + exponent - exponent_g);
   channel.s = s.m;
   const A factor_g = channel.s * gain.m;

@@ -7,12 +7,12 @@
 //
 //   grad_weight = grad_weight' 2^(e - f)    grad_gain = grad_gain' 2^-f    grad_shift = grad_shift' 2^-f
 //
-// Nearly every row is ordinary, so kernels compute it as it is first, and check what came out.
+// Nearly every row is ordinary, so the kernels compute it as it is first, and check what came out.
 //
 // All is in an unnamed namespace, as in channel.h.
 #pragma once
 
-#include "channel.h"
+#include "../channel.h"
 
 namespace ws {
 namespace {
@@ -33,29 +33,29 @@ struct Range<double> {
 // Whether x was computed, and what is multiplied by it will be, without leaving the range. False
 // for 0 and NaN, which may be what is left of a number out of it.
 template <class A>
-WS_DEVICE bool is_ordinary(A x) {
+inline bool is_ordinary(A x) {
   const A size = x < 0 ? -x : x;
   return size >= Range<A>::kSmall && size <= Range<A>::kLarge;
 }
 
 // The same of s * gain, and of slope_of * gain.
 template <class A>
-WS_DEVICE bool is_ordinary(A factor, A gain) {
+inline bool is_ordinary(A factor, A gain) {
   return gain == 0 || is_ordinary(factor);
 }
 template <class A>
-WS_DEVICE bool is_ordinary(const Channel<A>& channel, A factor_w, A gain) {
+inline bool is_ordinary(const Channel<A>& channel, A factor_w, A gain) {
   return gain == 0 || channel.inv_root == 0 || is_ordinary(factor_w);
 }
 
 // x = m 2^exponent_of(x) with m in [1/2, 1); 0 for 0.
-WS_DEVICE int exponent_of(double x) {
+inline int exponent_of(double x) {
   int exponent;
   __builtin_frexp(x, &exponent);
   return exponent;
 }
 
-WS_DEVICE int clamped(int x, int limit) { return x < -limit ? -limit : x > limit ? limit : x; }
+inline int clamped(int x, int limit) { return x < -limit ? -limit : x > limit ? limit : x; }
 
 // Multiplies by 2^exponent if kScaled, in two steps, since what comes out may be in range where
 // 2^exponent is not.
@@ -63,7 +63,7 @@ template <class A, bool kScaled>
 struct Scale {
   A first = 1, second = 1;
 
-  WS_DEVICE explicit Scale(int exponent) {
+  explicit Scale(int exponent) {
     if constexpr (kScaled) {
       const int e = clamped(exponent, 2 * Range<A>::kExponent);
       first = static_cast<A>(__builtin_ldexp(1.0, e / 2));
@@ -72,7 +72,7 @@ struct Scale {
   }
 
   template <class V>
-  WS_DEVICE V operator()(V x) const {
+  V operator()(V x) const {
     if constexpr (kScaled) {
       return x * first * second;
     } else {
@@ -83,11 +83,11 @@ struct Scale {
 
 // x 2^more = m 2^exponent with m near 1 if kScaled, else m = x.
 template <class A, bool kScaled>
-struct Split {
+struct Normalized {
   int exponent;
   A m;
 
-  WS_DEVICE explicit Split(A x, int more = 0)
+  explicit Normalized(A x, int more = 0)
       : exponent(kScaled ? exponent_of(x) : 0), m(Scale<A, kScaled>(-exponent)(x)) {
     exponent += more;
   }
@@ -102,7 +102,7 @@ struct Magnitude {
 
 // e for the weight's row: its spread becomes about 1, unless eps' or its values grow too large then.
 template <class A>
-WS_DEVICE int weight_exponent(const Magnitude& w, const Formula& formula) {
+inline int weight_exponent(const Magnitude& w, const Formula& formula) {
   constexpr int kLimit = Range<A>::kExponent;
   const double size = formula.center ? w.spread : w.largest;
   if (!w.finite || (size == 0 && formula.eps == 0)) return 0;
@@ -118,13 +118,13 @@ WS_DEVICE int weight_exponent(const Magnitude& w, const Formula& formula) {
 
 // f for the gradient's.
 template <class A>
-WS_DEVICE int grad_exponent(const Magnitude& g) {
+inline int grad_exponent(const Magnitude& g) {
   return g.finite ? clamped(-exponent_of(g.largest), Range<A>::kExponent) : 0;
 }
 
 // The formula with eps', and with a scale near 1 for which the results lack 2^scale_exponent.
-WS_DEVICE int scale_exponent(const Formula& formula) { return exponent_of(formula.scale); }
-WS_DEVICE Formula scaled(const Formula& formula, int e) {
+inline int scale_exponent(const Formula& formula) { return exponent_of(formula.scale); }
+inline Formula scaled(const Formula& formula, int e) {
   Formula result = formula;
   result.eps = __builtin_ldexp(formula.eps, formula.eps_mode == EpsMode::kStd ? e : 2 * e);
   result.scale = __builtin_ldexp(formula.scale, -scale_exponent(formula));
