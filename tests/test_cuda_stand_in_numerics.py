@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accuracy import layer_norm_errors
 from cuda_stand_in.check import check, run
 from cuda_stand_in.kernels import F32, TYPES
 
@@ -94,6 +95,32 @@ def test_large_mean(kernels, direction, ratio):
         weight, grad = torch.randn(3, cols) + ratio, torch.randn(3, cols) - ratio
         # F.layer_norm loses most digits here, which is no measure
         check(kernels, direction, F32, weight, grad, peers=(1e-6, 1e-6))
+
+
+# What docs/derivation.md states for CUDA: sums of squares fit float32, and stds are above 1e-18.
+@pytest.mark.parametrize("size", [1e-17, 1e-10, 1e10, 1e16])
+@both
+def test_range(kernels, direction, size):
+    no_eps = (0.0, 1.0, 0, 1, True)
+    for cols in LENGTHS:
+        weight, grad = torch.randn(3, cols), torch.randn(3, cols)
+        # F.layer_norm has an eps, so it is judged on ordinary values
+        peers = layer_norm_errors(weight, grad)
+        check(kernels, direction, F32, weight * size, grad, formula=no_eps, peers=peers)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-22, 1e20, 1e30])
+@pytest.mark.parametrize("eps_mode", [0, 1, 2])
+def test_no_nan_beyond_the_range(kernels, size, eps_mode):
+    for cols in LENGTHS:
+        weight, grad = torch.randn(3, cols) * size, torch.randn(3, cols)
+        for eps in (0.0, 1e-5):
+            formula = (eps, 1.0, 0, eps_mode, True)
+            out = kernels.forward(F32, weight, formula=formula).tensors["out"]
+            result = kernels.backward(F32, grad, weight, formula=formula).tensors
+            assert out.isfinite().all() and not result["grad_weight"].isnan().any()
+            if size < 1 and eps > 0:  # as right as any: eps is nearly all of d
+                check(kernels, "forward", F32, weight, grad, formula=formula, peers=(1e-6, 1e-6))
 
 
 @both

@@ -1,12 +1,4 @@
-// The row algorithm, written once over the vector types of the including file, which provides
-//
-//   Float, Double              vectors of float and double, of kBytes bytes
-//   load(const T*), store(T*, v)        T: float, double, Half, BFloat16; a full vector
-//   load_first(const T*, n), store_first(T*, v, n)       the first n elements of one
-//   first(v, n)                its first n lanes, the others 0
-//   sum(v)                     over its lanes
-//   stream(T*, v)              stores an aligned vector past the caches
-//   end_of_streams()           makes streamed vectors visible to other threads
+// The row algorithm, written once over the vector types of the including file (row.inl).
 //
 // A row is read from memory once and stays in the nearest cache for the passes that follow:
 //
@@ -26,151 +18,69 @@
 //
 // m is found relative to the row's first element, so that a constant row is exactly constant: m is
 // its value, and w - m, r and var are 0. With center = false, m, r, mg and rg are 0.
-#include "../channel.h"
+//
+// Rows that are not ordinary (scaling.h) are found after pass 2 and start again, scaled.
+#include "row.inl"
 
 namespace ws {
 namespace {
 
-template <class T>
-struct Accumulator {
-  using Scalar = float;
-  using Vector = Float;
-};
-template <>
-struct Accumulator<double> {
-  using Scalar = double;
-  using Vector = Double;
-};
-
-// A whole vector of a row, and the row's end where fewer elements are left.
-struct Full {
-  int64_t i;
-  template <class T>
-  auto load(const T* row) const {
-    return ws::load(row + i);
-  }
-  template <class T, class V>
-  void store(T* row, V v) const {
-    ws::store(row + i, v);
-  }
-  template <class T, class V>
-  void stream(T* row, V v) const {
-    ws::stream(row + i, v);
-  }
-  template <class V>
-  V keep(V v) const {
-    return v;
-  }
-};
-struct Tail {
-  int64_t i;
-  int n;
-  template <class T>
-  auto load(const T* row) const {
-    return load_first(row + i, n);
-  }
-  template <class T, class V>
-  void store(T* row, V v) const {
-    store_first(row + i, v, n);
-  }
-  template <class T, class V>
-  void stream(T* row, V v) const {
-    store_first(row + i, v, n);
-  }
-  template <class V>
-  V keep(V v) const {
-    return first(v, n);
-  }
-};
-
-// totals[k] += the sum over the row of what term(position, sums) adds to sums[k].
-//
-// Four independent sums hide the latency of an addition. Every kBlock elements they are added up in
-// double, so that the error does not grow with the row.
-template <class V, int kSums, class Term>
-void sum_row(int64_t cols, double (&totals)[kSums], Term term) {
-  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-  constexpr int kUnroll = 4;
-  constexpr int64_t kBlock = 4096;
-  if (cols <= kLanes) {
-    V sums[kSums] = {};
-    term(Tail{0, static_cast<int>(cols)}, sums);
-    for (int k = 0; k < kSums; ++k) totals[k] = sum(sums[k]);
-    return;
-  }
-  for (int64_t begin = 0; begin < cols; begin += kBlock) {
-    const int64_t end = cols - begin < kBlock ? cols : begin + kBlock;
-    V sums[kUnroll][kSums] = {};
-    int64_t i = begin;
-    for (; i + kUnroll * kLanes <= end; i += kUnroll * kLanes) {
-      for (int u = 0; u < kUnroll; ++u) term(Full{i + u * kLanes}, sums[u]);
-    }
-    for (; i + kLanes <= end; i += kLanes) term(Full{i}, sums[0]);
-    if (i < end) term(Tail{i, static_cast<int>(end - i)}, sums[1]);
-    for (int k = 0; k < kSums; ++k) {
-      totals[k] += sum((sums[0][k] + sums[1][k]) + (sums[2][k] + sums[3][k]));
-    }
-  }
-}
-
-template <class V, class Each>
-void for_row(int64_t cols, Each each) {
-  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-  int64_t i = 0;
-  for (; i + kLanes <= cols; i += kLanes) each(Full{i});
-  if (i < cols) each(Tail{i, static_cast<int>(cols - i)});
-}
-
-// One value a row: gain, shift and their gradients.
-template <class T>
-auto value_at(const void* values, int64_t i) {
-  return load_first(static_cast<const T*>(values) + i, 1)[0];
-}
-
-template <class T, class V>
-void set_value(void* values, int64_t i, V value) {
-  store_first(static_cast<T*>(values) + i, value, 1);
-}
-
-// The mean of the first quarter of a row.
-template <class V, class A, class T>
-A center_of(const T* row, int64_t quarter, double inv_quarter) {
-  const A pivot = load_first(row, 1)[0];
-  double total[1] = {};
-  sum_row<V>(quarter, total, [&](auto at, V* sums) {  //
-    sums[0] += at.keep(at.load(row) - pivot);
+// Row number `row`. Without kScaled, `formula` is a.formula and the exponent 0; if the row is not
+// ordinary, nothing is written and the result is false.
+template <class W, class Y, bool kScaled>
+bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t next,
+                 const Formula& formula, int exponent) {
+  using A = typename Accumulator<W>::Scalar;
+  using V = typename Accumulator<W>::Vector;
+  const Row<W, A, kScaled> w(a.weight, row * a.weight_strides.row, exponent);
+  Y* out = static_cast<Y*>(a.out) + row * a.out_strides.row;  // [cols]
+  A m = 0, r = 0;
+  if (formula.center) m = center_of<V>(w, cols);
+  double centered[2] = {};
+  sum_row<V>(cols.count, centered, [&](auto at, V* sums) {
+    const V dw = at.keep(w.load(at) - m);
+    sums[0] += dw;
+    sums[1] += dw * dw;
   });
-  return static_cast<A>(pivot + total[0] * inv_quarter);
+  if (formula.center) r = static_cast<A>(centered[0] * cols.inverse);
+  const A var = variance_of(static_cast<A>(centered[1]), r, cols.count, formula);
+  const Channel<A> channel = channel_of(var, formula);
+  const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
+  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Scale<A, kScaled> up(s.exponent + gain.exponent);
+  const A factor = s.m * gain.m;
+  if (!kScaled && !(is_ordinary(var) && is_ordinary(factor, gain.m))) return false;
+  const A shift = a.shift ? value_at<W>(a.shift, row) : A(0);
+  const A offset = (kScaled ? A(0) : shift) - r * factor;
+  const W* ahead = static_cast<const W*>(a.weight) + next * a.weight_strides.row;
+  for_row<V>(cols.count, [&](auto at) {
+    // Memory would rest during this pass. Into L2: the next row may not fit beside this one in L1.
+    __builtin_prefetch(ahead + at.i, /*write=*/0, /*locality=*/2);
+    V result = up((w.load(at) - m) * factor + offset);
+    if constexpr (kScaled) result += shift;
+    at.store(out, result);
+  });
+  return true;
+}
+
+template <class W, class Y>
+__attribute__((noinline)) void scaled_forward_row(const Forward& a, const Columns& cols,
+                                                  int64_t row, int64_t next) {
+  using A = typename Accumulator<W>::Scalar;
+  using V = typename Accumulator<W>::Vector;
+  const auto w = magnitude_of<V, W>(a.weight, row * a.weight_strides.row, cols.count);
+  const int exponent = weight_exponent<A>(w, a.formula);
+  forward_row<W, Y, true>(a, cols, row, next, scaled(a.formula, exponent), exponent);
 }
 
 template <class W, class Y>
 void forward_rows(const Forward& a, int64_t begin, int64_t end) {
-  using A = typename Accumulator<W>::Scalar;
-  using V = typename Accumulator<W>::Vector;
-  const int64_t cols = a.shape.cols, quarter = (cols + 3) / 4;
-  const double inv_cols = 1.0 / cols, inv_quarter = 1.0 / quarter;
+  const Columns cols(a.shape.cols);
   for (int64_t row = begin; row < end; ++row) {
-    const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;  // [cols]
-    Y* out = static_cast<Y*>(a.out) + row * a.out_strides.row;                  // [cols]
-    A m = 0, r = 0;
-    if (a.formula.center) m = center_of<V, A>(w, quarter, inv_quarter);
-    double centered[2] = {};
-    sum_row<V>(cols, centered, [&](auto at, V* sums) {
-      const V dw = at.keep(at.load(w) - m);
-      sums[0] += dw;
-      sums[1] += dw * dw;
-    });
-    if (a.formula.center) r = static_cast<A>(centered[0] * inv_cols);
-    const A var = variance_of(static_cast<A>(centered[1]), r, cols, a.formula);
-    const Channel<A> channel = channel_of(var, a.formula);
-    const A factor = a.gain ? channel.s * value_at<W>(a.gain, row) : channel.s;
-    const A offset = (a.shift ? value_at<W>(a.shift, row) : A(0)) - r * factor;
-    const W* next = row + 1 < end ? w + a.weight_strides.row : w;
-    for_row<V>(cols, [&](auto at) {
-      // Memory would rest during this pass. Into L2: the next row may not fit beside this one in L1.
-      __builtin_prefetch(next + at.i, /*write=*/0, /*locality=*/2);
-      at.store(out, (at.load(w) - m) * factor + offset);
-    });
+    const int64_t next = row + 1 < end ? row + 1 : row;
+    if (!forward_row<W, Y, false>(a, cols, row, next, a.formula, 0)) {
+      scaled_forward_row<W, Y>(a, cols, row, next);
+    }
   }
 }
 
@@ -179,55 +89,86 @@ void forward_rows(const Forward& a, int64_t begin, int64_t end) {
 // once, by the convolution.)
 constexpr int64_t kStreamedBytes = 4 << 20;
 
-template <class W, class Y>
-void backward_rows(const Backward& a, int64_t begin, int64_t end) {
+// As forward_row; w and g have exponents of their own.
+template <class W, class Y, bool kScaled>
+bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool large,
+                  const Formula& formula, int exponent, int exponent_g) {
   using A = typename Accumulator<W>::Scalar;
   using V = typename Accumulator<W>::Vector;
-  const int64_t cols = a.shape.cols, quarter = (cols + 3) / 4;
-  const double inv_cols = 1.0 / cols, inv_quarter = 1.0 / quarter;
-  const bool large = a.shape.rows * cols * static_cast<int64_t>(sizeof(W)) >= kStreamedBytes;
+  const Row<Y, A, kScaled> g(a.grad, row * a.grad_strides.row, exponent_g);
+  const Row<W, A, kScaled> w(a.weight, row * a.weight_strides.row, exponent);
+  W* grad_weight = static_cast<W*>(a.grad_weight) + row * a.grad_weight_strides.row;  // [cols]
+  A m = 0, r = 0, mg = 0, rg = 0;
+  if (formula.center) {
+    m = center_of<V>(w, cols);
+    mg = center_of<V>(g, cols);
+  }
+  double centered[4] = {};
+  sum_row<V>(cols.count, centered, [&](auto at, V* sums) {
+    const V dw = at.keep(w.load(at) - m);
+    const V dg = at.keep(g.load(at) - mg);
+    sums[0] += dw;
+    sums[1] += dw * dw;
+    sums[2] += dg;
+    sums[3] += dg * dw;
+  });
+  if (formula.center) {
+    r = static_cast<A>(centered[0] * cols.inverse);
+    rg = static_cast<A>(centered[2] * cols.inverse);
+  }
+  const A var = variance_of(static_cast<A>(centered[1]), r, cols.count, formula);
+  const A dot = static_cast<A>(centered[3]) - static_cast<A>(cols.count) * r * rg;
+  Channel<A> channel = channel_of(var, formula);
+  const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
+  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Scale<A, kScaled> up(s.exponent + gain.exponent + exponent - exponent_g);
+  channel.s = s.m;
+  const A factor_g = channel.s * gain.m;
+  const A factor_w = slope_of(channel, dot, cols.count, formula) * gain.m;
+  if (!kScaled && !(is_ordinary(var) && is_ordinary(dot) && is_ordinary(factor_g, gain.m) &&
+                    is_ordinary(channel, factor_w, gain.m))) {
+    return false;
+  }
+  const A offset = -(rg * factor_g + r * factor_w);
+  const bool streamed = large && reinterpret_cast<uintptr_t>(grad_weight) % sizeof(V) == 0;
+  for_row<V>(cols.count, [&](auto at) {
+    const V result = up((g.load(at) - mg) * factor_g + ((w.load(at) - m) * factor_w + offset));
+    if (streamed) {
+      at.stream(grad_weight, result);
+    } else {
+      at.store(grad_weight, result);
+    }
+  });
+  if (a.grad_gain) {
+    const Scale<A, kScaled> up_gain(s.exponent - exponent_g);
+    set_value<W>(a.grad_gain, row, V{} + up_gain(channel.s * dot));
+  }
+  if (a.grad_shift) {
+    const double sum_g = static_cast<double>(mg) * cols.count + centered[2];
+    const Scale<A, kScaled> up_shift(-exponent_g);
+    set_value<W>(a.grad_shift, row, V{} + up_shift(static_cast<A>(sum_g)));
+  }
+  return true;
+}
+
+template <class W, class Y>
+__attribute__((noinline)) void scaled_backward_row(const Backward& a, const Columns& cols,
+                                                   int64_t row, bool large) {
+  using A = typename Accumulator<W>::Scalar;
+  using V = typename Accumulator<W>::Vector;
+  const auto w = magnitude_of<V, W>(a.weight, row * a.weight_strides.row, cols.count);
+  const auto g = magnitude_of<V, Y>(a.grad, row * a.grad_strides.row, cols.count);
+  const int exponent = weight_exponent<A>(w, a.formula), exponent_g = grad_exponent<A>(g);
+  backward_row<W, Y, true>(a, cols, row, large, scaled(a.formula, exponent), exponent, exponent_g);
+}
+
+template <class W, class Y>
+void backward_rows(const Backward& a, int64_t begin, int64_t end) {
+  const Columns cols(a.shape.cols);
+  const bool large = a.shape.rows * cols.count * static_cast<int64_t>(sizeof(W)) >= kStreamedBytes;
   for (int64_t row = begin; row < end; ++row) {
-    const Y* g = static_cast<const Y*>(a.grad) + row * a.grad_strides.row;              // [cols]
-    const W* w = static_cast<const W*>(a.weight) + row * a.weight_strides.row;          // [cols]
-    W* grad_weight = static_cast<W*>(a.grad_weight) + row * a.grad_weight_strides.row;  // [cols]
-    const A gain = a.gain ? value_at<W>(a.gain, row) : A(1);
-    A m = 0, r = 0, mg = 0, rg = 0;
-    if (a.formula.center) {
-      m = center_of<V, A>(w, quarter, inv_quarter);
-      mg = center_of<V, A>(g, quarter, inv_quarter);
-    }
-    double centered[4] = {};
-    sum_row<V>(cols, centered, [&](auto at, V* sums) {
-      const V dw = at.keep(at.load(w) - m);
-      const V dg = at.keep(at.load(g) - mg);
-      sums[0] += dw;
-      sums[1] += dw * dw;
-      sums[2] += dg;
-      sums[3] += dg * dw;
-    });
-    if (a.formula.center) {
-      r = static_cast<A>(centered[0] * inv_cols);
-      rg = static_cast<A>(centered[2] * inv_cols);
-    }
-    const A var = variance_of(static_cast<A>(centered[1]), r, cols, a.formula);
-    const A dot = static_cast<A>(centered[3]) - static_cast<A>(cols) * r * rg;
-    const Channel<A> channel = channel_of(var, a.formula);
-    const A factor_g = channel.s * gain;
-    const A factor_w = slope_of(channel, dot, cols, a.formula) * gain;
-    const A offset = -(rg * factor_g + r * factor_w);
-    const bool streamed = large && reinterpret_cast<uintptr_t>(grad_weight) % sizeof(V) == 0;
-    for_row<V>(cols, [&](auto at) {
-      const V result = (at.load(g) - mg) * factor_g + ((at.load(w) - m) * factor_w + offset);
-      if (streamed) {
-        at.stream(grad_weight, result);
-      } else {
-        at.store(grad_weight, result);
-      }
-    });
-    if (a.grad_gain) set_value<W>(a.grad_gain, row, V{} + channel.s * dot);
-    if (a.grad_shift) {
-      const double sum_g = static_cast<double>(mg) * cols + centered[2];
-      set_value<W>(a.grad_shift, row, V{} + static_cast<A>(sum_g));
+    if (!backward_row<W, Y, false>(a, cols, row, large, a.formula, 0, 0)) {
+      scaled_backward_row<W, Y>(a, cols, row, large);
     }
   }
   if (large) end_of_streams();

@@ -27,8 +27,10 @@ __device__ __forceinline__ Slopes<A> slopes_of(const Moments<A>& x, const Backwa
   const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
   const Channel<A> channel = channel_of(var, args.formula);
   const A gain = args.gain ? widen(static_cast<const Weight*>(args.gain)[row]) : A(1);
-  const A factor_g = channel.s * gain;
-  const A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
+  A factor_g = channel.s * gain;
+  A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
+  // Of a channel that has nearly decayed to a constant, and counts as one: 0, as k is, and not NaN.
+  if (isinf(factor_w)) factor_w = factor_g = 0;
   if (writes) {
     const A grad_gain = channel.s * x.dot;
     if (args.grad_gain) store<1, true>(static_cast<Weight*>(args.grad_gain) + row, &grad_gain);

@@ -80,7 +80,9 @@ __device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRo
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
     x[k].r = center ? sums[k * kSecond] / n : A(0);
-    x[k].squares = sums[k * kSecond + 1] - n * x[k].r * x[k].r;
+    // An overflow stays infinity, which makes the row 0, where inf - inf would make it NaN.
+    const A squares = sums[k * kSecond + 1];
+    x[k].squares = isinf(squares) ? squares : squares - n * x[k].r * x[k].r;
     if constexpr (kGrad) {
       x[k].rg = center ? sums[k * kSecond + 2] / n : A(0);
       x[k].dot = sums[k * kSecond + 3] - n * x[k].r * x[k].rg;

@@ -74,19 +74,22 @@ apply = super(torch.autograd.Function, Standardize).apply
 
 def differentiable_backward(needed, grad, weight, gain, arguments):
     """The needed gradients of weight, gain and shift as differentiable operations."""
-    inputs = [t for t, need in zip((weight, gain), needed, strict=False) if need]
-    grads = []
-    if inputs:
+    channel_dim = arguments[0] % weight.dim()
+    dims = [d for d in range(weight.dim()) if d != channel_dim]
+    grad_weight = grad_gain = None
+    if needed[0] or needed[1]:
         with torch.enable_grad():
-            out = reference.standardize_op(weight, gain, None, *arguments)
-            grads = list(torch.autograd.grad(out, inputs, grad, create_graph=True))
-    grad_weight = grads.pop(0) if needed[0] else None
-    grad_gain = grads.pop(0) if needed[1] else None
-    grad_shift = None
-    if needed[2]:
-        channel_dim = arguments[0] % weight.dim()
-        dims = [d for d in range(weight.dim()) if d != channel_dim]
-        grad_shift = grad.to(weight.dtype).sum(dims)
+            wide = [t if t is None else t.to(reference.wide(t.dtype)) for t in (weight, gain)]
+            out = reference.standardize_op(*wide, None, *arguments[:-1], None)
+            # Products of very large or small gradients would be out of range.
+            unit = reference.unit_of(grad, weight, dims)
+            inputs = [t for t, need in zip(wide, needed, strict=False) if need]
+            grads = list(torch.autograd.grad(out, inputs, grad * unit, create_graph=True))
+        if needed[0]:
+            grad_weight = (grads.pop(0) / unit).to(weight.dtype)
+        if needed[1]:
+            grad_gain = (grads.pop(0) / unit.flatten()).to(gain.dtype)
+    grad_shift = grad.to(weight.dtype).sum(dims) if needed[2] else None
     return grad_weight, grad_gain, grad_shift
 
 

@@ -6,11 +6,15 @@ works under every torch.func transform. The tests judge the kernels by it in flo
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._check import check, check_weight, resolve
 
 Tensor = torch.Tensor
+
+_LIMITS = {torch.float32: 126, torch.float64: 1022}  # exponents of numbers with all their digits
 
 
 def standardize(
@@ -34,21 +38,37 @@ def standardize_op(
     weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
 ):
     """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
-    dims = [d for d in range(weight.dim()) if d != channel_dim % weight.dim()]
-    dtype = dtype or weight.dtype
-    if weight.numel() == 0:
-        return weight.to(dtype, copy=True)
-    w = weight if weight.dtype == torch.float64 else weight.float()
+    channel_dim %= weight.dim()
+    dims = [d for d in range(weight.dim()) if d != channel_dim]
+    out = weight.to(wide(weight.dtype))
+    if weight.numel() > 0:
+        out = _standardized(out, dims, eps, eps_mode, correction, center, scale)
+    shape = [1] * weight.dim()
+    shape[channel_dim] = -1
+    if gain is not None:
+        out = out * gain.to(out.dtype).view(shape)
+    if shift is not None:
+        out = out + shift.to(out.dtype).view(shape)
+    return out.to(dtype or weight.dtype, copy=out is weight)
+
+
+def _standardized(w, dims, eps, eps_mode, correction, center, scale):
+    values = w.detach()
+    low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    fan_in = w.numel() // low.numel()
+    eps_power = 1 if eps_mode == 0 else 2  # "std" adds eps to a value, the others to its square
+    exponent = _exponent(low, high, eps, eps_power, center)
+    unit = 2.0**exponent
+    x, low, high = w * unit, low * unit, high * unit
+    if eps > 0:
+        fraction, eps_exponent = math.frexp(eps)
+        eps = fraction * 2.0 ** (eps_exponent + eps_power * exponent)
     if center:
-        # Any element of the channel as pivot: its gradient is zero, so it is detached. It keeps a
-        # constant channel exactly constant, and |mean| >> std from costing digits.
-        pivot = w.detach()
-        for dim in dims:
-            pivot = pivot.narrow(dim, 0, 1)
-        w = w - pivot
-        w = w - w.mean(dims, keepdim=True)
-    fan_in = weight.numel() // weight.shape[channel_dim]
-    var = (w * w).sum(dims, keepdim=True) / (fan_in - correction)
+        # A pivot within the channel's values keeps |mean| >> std from costing digits and a constant
+        # channel exactly constant. Its gradient is zero, so it is detached.
+        pivot = x.detach().mean(dims, keepdim=True).maximum(low).minimum(high)
+        x = _centered(x - pivot, dims)
+    var = (x * x).sum(dims, keepdim=True) / (fan_in - correction)
     if eps_mode == 0:
         # sqrt has no derivative at 0; the formula's is 0 there
         d = torch.where(var == 0, 0, torch.where(var == 0, 1, var).sqrt()) + eps
@@ -58,11 +78,48 @@ def standardize_op(
     else:
         d = torch.where(var <= eps, eps, var)
         d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
-    out = w * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
-    shape = [1] * weight.dim()
-    shape[channel_dim] = -1
-    if gain is not None:
-        out = out * gain.to(out.dtype).view(shape)
-    if shift is not None:
-        out = out + shift.to(out.dtype).view(shape)
-    return out.to(dtype)
+    out = x * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
+    # It is centered already. Its gradient is not: a large mean of that would cost digits, too.
+    return _centered(out, dims) if center else out
+
+
+def _exponent(low, high, eps, eps_power, center):
+    """The exponents of the powers of two by which the channels are multiplied.
+
+    Squares of very large or small values are out of the dtype's range. Multiplied, the channel's
+    largest distance (its largest value, where center is False) or eps is about 1, and the result
+    the same.
+    """
+    limit = _LIMITS[low.dtype]
+    largest = high.maximum(-low)
+    size = high / 2 - low / 2 if center else largest
+    # A constant channel has no such distance, and its values may not become too large.
+    exponent = (-size.log2().floor()).minimum(limit // 2 - largest.log2().floor())
+    of_eps = -(-math.frexp(eps)[1] // eps_power) if eps > 0 else -limit
+    return exponent.clamp(-limit, min(-of_eps, limit))
+
+
+def _centered(x, dims):
+    return x - x.mean(dims, keepdim=True)
+
+
+def wide(dtype):
+    """The dtype of the statistics."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit_of(grad, weight, dims):
+    """For each channel a power of two, in the dtype of the statistics.
+
+    Times it, `grad` is about 1, or as far from it as keeps the weight's gradient, which is as large
+    as grad / weight, in range.
+    """
+    grad, weight = (t.detach().to(wide(t.dtype)) for t in (grad, weight))
+    if grad.numel() == 0:
+        return grad.new_ones([1 if d in dims else n for d, n in enumerate(grad.shape)])
+    limit = _LIMITS[grad.dtype]
+    of_grad, of_weight = (
+        t.abs().amax(dims, keepdim=True).log2().floor().clamp(-limit, limit) for t in (grad, weight)
+    )
+    room = limit - 8
+    return 2.0 ** (of_weight - of_weight.clamp(-room, room) - of_grad).clamp(-limit, limit)
