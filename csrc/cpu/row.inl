@@ -67,13 +67,14 @@ struct Tail {
 
 // totals[k] += the sum over the row of what term(position, sums) adds to sums[k].
 //
-// Four independent sums hide the latency of an addition. Every kBlock elements they are added up in
-// double, so that the error does not grow with the row.
+// Four independent sums hide the latency of an addition. After kSteps of them they are added to those
+// of the block, so that beside one large value few small ones lose their digits; every kBlock
+// elements these are added up in double, so that the error does not grow with the row.
 template <class V, int kSums, class Term>
 void sum_row(int64_t cols, double (&totals)[kSums], Term term) {
   constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-  constexpr int kUnroll = 4;
-  constexpr int64_t kBlock = 4096;
+  constexpr int kUnroll = 4, kSteps = 8;
+  constexpr int64_t kBlock = kSteps * kSteps * kUnroll * kLanes;
   if (cols <= kLanes) {
     V sums[kSums] = {};
     term(Tail{0, static_cast<int>(cols)}, sums);
@@ -82,16 +83,23 @@ void sum_row(int64_t cols, double (&totals)[kSums], Term term) {
   }
   for (int64_t begin = 0; begin < cols; begin += kBlock) {
     const int64_t end = cols - begin < kBlock ? cols : begin + kBlock;
-    V sums[kUnroll][kSums] = {};
-    int64_t i = begin;
-    for (; i + kUnroll * kLanes <= end; i += kUnroll * kLanes) {
-      for (int u = 0; u < kUnroll; ++u) term(Full{i + u * kLanes}, sums[u]);
+    V block[kSums] = {};
+    for (int64_t i = begin; i < end;) {
+      V sums[kUnroll][kSums] = {};
+      for (int step = 0; step < kSteps && i + kUnroll * kLanes <= end; ++step) {
+        for (int u = 0; u < kUnroll; ++u) term(Full{i + u * kLanes}, sums[u]);
+        i += kUnroll * kLanes;
+      }
+      if (end - i < kUnroll * kLanes) {
+        for (; i + kLanes <= end; i += kLanes) term(Full{i}, sums[0]);
+        if (i < end) term(Tail{i, static_cast<int>(end - i)}, sums[1]);
+        i = end;
+      }
+      for (int k = 0; k < kSums; ++k) {
+        block[k] += (sums[0][k] + sums[1][k]) + (sums[2][k] + sums[3][k]);
+      }
     }
-    for (; i + kLanes <= end; i += kLanes) term(Full{i}, sums[0]);
-    if (i < end) term(Tail{i, static_cast<int>(end - i)}, sums[1]);
-    for (int k = 0; k < kSums; ++k) {
-      totals[k] += sum((sums[0][k] + sums[1][k]) + (sums[2][k] + sums[3][k]));
-    }
+    for (int k = 0; k < kSums; ++k) totals[k] += sum(block[k]);
   }
 }
 

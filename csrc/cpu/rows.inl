@@ -49,7 +49,7 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
   const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
   const Scale<A, kScaled> up(s.exponent + gain.exponent);
   const A factor = s.m * gain.m;
-  if (!kScaled && !(is_ordinary(var) && is_ordinary(factor, gain.m))) return false;
+  if (!kScaled && !(is_ordinary(var) & is_ordinary(factor, gain.m))) return false;
   const A shift = a.shift ? value_at<W>(a.shift, row) : A(0);
   const A offset = (kScaled ? A(0) : shift) - r * factor;
   const W* ahead = static_cast<const W*>(a.weight) + next * a.weight_strides.row;
@@ -125,7 +125,7 @@ bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool larg
   channel.s = s.m;
   const A factor_g = channel.s * gain.m;
   const A factor_w = slope_of(channel, dot, cols.count, formula) * gain.m;
-  if (!kScaled && !(is_ordinary(var) && is_ordinary(dot) && is_ordinary(factor_g, gain.m) &&
+  if (!kScaled && !(is_ordinary(var) & is_ordinary(dot) & is_ordinary(factor_g, gain.m) &
                     is_ordinary(channel, factor_w, gain.m))) {
     return false;
   }

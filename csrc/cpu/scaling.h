@@ -22,30 +22,43 @@ struct Range;
 template <>
 struct Range<float> {
   static constexpr int kExponent = 126;  // powers of two have all their digits to 2^126 and 2^-126
+  using Bits = uint32_t;
   static constexpr float kSmall = 0x1p-64f, kLarge = 0x1p64f;
 };
 template <>
 struct Range<double> {
   static constexpr int kExponent = 1022;
+  using Bits = uint64_t;
   static constexpr double kSmall = 0x1p-512, kLarge = 0x1p512;
 };
 
+template <class A>
+inline typename Range<A>::Bits bits_of(A x) {
+  typename Range<A>::Bits bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
 // Whether x was computed, and what is multiplied by it will be, without leaving the range. False
 // for 0 and NaN, which may be what is left of a number out of it.
+//
+// By their bits, which are ordered as sizes are, and without a jump: the rows may be short.
 template <class A>
 inline bool is_ordinary(A x) {
-  const A size = x < 0 ? -x : x;
-  return size >= Range<A>::kSmall && size <= Range<A>::kLarge;
+  using Bits = typename Range<A>::Bits;
+  const Bits small = bits_of(Range<A>::kSmall), large = bits_of(Range<A>::kLarge);
+  const Bits size = bits_of(x) & (~Bits(0) >> 1);
+  return size - small <= large - small;
 }
 
 // The same of s * gain, and of slope_of * gain.
 template <class A>
 inline bool is_ordinary(A factor, A gain) {
-  return gain == 0 || is_ordinary(factor);
+  return (gain == 0) | is_ordinary(factor);
 }
 template <class A>
 inline bool is_ordinary(const Channel<A>& channel, A factor_w, A gain) {
-  return gain == 0 || channel.inv_root == 0 || is_ordinary(factor_w);
+  return (gain == 0) | (channel.inv_root == 0) | is_ordinary(factor_w);
 }
 
 // x = m 2^exponent_of(x) with m in [1/2, 1); 0 for 0.

@@ -162,7 +162,8 @@ def build(folder, includes):
         jobs.append(subprocess.Popen([compiler, *flags, "-c", source, "-o", objects[-1]]))
     assert all([job.wait() == 0 for job in jobs]), "the stand-in does not compile"
     library = folder / "libws_stand_in.so"
-    subprocess.run([compiler, "-shared", "-o", library, *objects], check=True)
+    # CXX may be a C compiler's name, which links no C++ library by itself
+    subprocess.run([compiler, "-shared", "-o", library, *objects, "-lstdc++"], check=True)
     return ctypes.CDLL(str(library))
 
 
