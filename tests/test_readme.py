@@ -29,7 +29,7 @@ def test_readme_begins_with_a_snippet_and_the_two_commands():
         assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
 
 
-RESULT = ROOT / "bench" / "results" / "epyc-2-cores.json"
+RESULT = ROOT / "bench" / "results" / "xeon-2-cores.json"
 # README's rows: (workload, direction) of the recorded run; columns: the peers
 ROWS = [
     ("512x512x3x3", "forward"),
