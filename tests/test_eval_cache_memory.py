@@ -142,6 +142,26 @@ def test_a_step_of_an_optimizer_that_counts_no_version(name):
         assert_right(model[2])
 
 
+@pytest.fixture
+def swapping():
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def test_tensors_that_pytorch_swaps(swapping):
+    """It swaps none that somebody refers to weakly."""
+    layer, other = torch_ws.WSConv2d(3, 4, 3).eval(), torch_ws.WSConv2d(3, 4, 3)
+    assert kept(layer)
+    layer.load_state_dict(other.state_dict())
+    assert_right(layer)
+    assert kept(layer)
+    layer.double()
+    assert_right(layer)
+    assert layer.standardized_weight().dtype == torch.float64
+
+
 def test_a_step_leaves_graphs_of_other_parameters_alone():
     model, other = network(), nn.Linear(3, 3)
     optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1, fused=True)

@@ -90,7 +90,17 @@ def test_meta_to_empty_and_reset_parameters_initialize_everything(cls, arguments
         assert torch.equal(layer.shift, torch.zeros_like(layer.shift))
 
 
-# Every form in which torch.nn takes a pair: one number, a tuple, a list, any iterable.
+def test_reset_parameters_of_a_parametrization():
+    layer = torch_ws.parametrize(nn.Linear(3, 4, device="meta"), gain=True, shift=True)
+    layer.to_empty(device="cpu")
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    [made] = layer.parametrizations.weight
+    assert torch.equal(made.gain, torch.ones(4)) and torch.equal(made.shift, torch.zeros(4))
+
+
+# Every form in which torch.nn takes a pair: a tuple, a list, any iterable.
 FORMS = {"tuple": tuple, "list": list, "iterable": iter}
 
 
@@ -124,6 +134,15 @@ def test_lists_and_other_iterables(form, stride, padding, mode):
         assert torch.equal(torch_ws.fold(layer)(x), expected)
         return
     assert torch.equal(layer(x), expected)
+
+
+def test_one_number_that_is_no_int():
+    two = torch.tensor(2).numpy()[()]  # a NumPy scalar
+    layer = torch_ws.WSConv2d(4, 6, 3, stride=two, padding="same")
+    twin = torch_ws.WSConv2d(4, 6, 3, stride=2, padding="same")
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 4, 9, 9)
+    assert torch.equal(layer(x), twin(x))
 
 
 def test_a_stride_that_is_changed_later():

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ._private import is_tracing, storage_users
 from .ops import needs_reference
 
-_watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # id(tensor) -> tensor
+_everything_known: weakref.WeakSet = weakref.WeakSet()
 
 
 class Inputs:
@@ -64,7 +64,7 @@ class Inputs:
 class _Known:
     """One tensor at one moment."""
 
-    __slots__ = ("address", "storage", "stride", "tensor", "version")
+    __slots__ = ("__weakref__", "address", "storage", "stride", "tensor", "version")
 
     def __init__(self, tensor, freed):
         self.tensor = weakref.ref(tensor)
@@ -74,7 +74,7 @@ class _Known:
         self.address = tensor.data_ptr()
         self.storage = weakref.ref(tensor.untyped_storage(), freed)
         self.stride = tensor.stride()
-        _watched[id(tensor)] = tensor
+        _everything_known.add(self)
 
     def holds(self, tensor):
         return (
@@ -88,11 +88,12 @@ class _Known:
 def _count_step(optimizer, args, kwargs):
     if torch.compiler.is_compiling():  # whose result counts the versions of what it writes
         return
+    known = {id(one.tensor()) for one in _everything_known}
     stepped = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if _watched.get(id(parameter)) is parameter and parameter.grad is not None
+        if id(parameter) in known and parameter.grad is not None
     ]
     if stepped:
         torch.autograd.graph.increment_version(stepped)

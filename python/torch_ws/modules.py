@@ -71,8 +71,8 @@ class _Conv(Standardized):
             shift=shift,
         )
         if padding == "same":
-            single = isinstance(strides, int)
-            self.stride = (strides,) * len(self.kernel_size) if single else strides
+            several = isinstance(strides, tuple)
+            self.stride = strides if several else (strides,) * len(self.kernel_size)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""

@@ -34,6 +34,12 @@ class WeightStandardization(nn.Module):
         self.register_parameter("gain", None)
         self.register_parameter("shift", None)
 
+    def reset_parameters(self) -> None:
+        """gain 1 and shift 0."""
+        for vector, value in ((self.gain, 1.0), (self.shift, 0.0)):
+            if vector is not None:
+                nn.init.constant_(vector, value)
+
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The standardized weight."""
         rows = standardize(

@@ -214,6 +214,7 @@ class Standardized(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
+        self.__dict__.pop("_cached", None)  # PyTorch can swap no tensor that it refers to
         saved = local_metadata.get("formula")
         if saved is not None and saved != dataclasses.asdict(self.formula):
             known = (spelled(f) for f in formulas.values() if dataclasses.asdict(f) == saved)
