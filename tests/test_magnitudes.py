@@ -185,3 +185,22 @@ def test_differentiable_gradients(formula):
     assert_all_right(
         lambda *t: standardize(*t, formula=formula), inputs, grad, formula, create_graph=True
     )
+
+
+# Rows whose sums are exactly 0 are not taken for rows whose sums were lost.
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e30, 1e-30])
+@pytest.mark.parametrize("grad", [0.0, 1.0, 1e30, 1e-30])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_constant_rows_and_constant_gradients(isa, value, grad, eps):
+    formula = Formula(eps=eps)
+    constant, ordinary = torch.full((3, 70), value), torch.randn(3, 70)
+    for weight, g in (
+        (constant, torch.full((3, 70), grad)),
+        (ordinary, torch.full((3, 70), grad)),
+    ):
+        weight, gain = weight.clone().requires_grad_(), torch.full((3,), 2.0, requires_grad=True)
+        out = standardize(weight, gain, formula=formula)
+        out.backward(g)
+        assert torch.equal(weight.grad, torch.zeros(3, 70))
+        assert torch.equal(gain.grad, torch.zeros(3))
+    assert torch.equal(standardize(constant, formula=formula), torch.zeros(3, 70))

@@ -160,6 +160,20 @@ A center_of(const Row<T, A, kScaled>& row, const Columns& cols) {
   return static_cast<A>(pivot + total[0] * cols.inverse_quarter);
 }
 
+// Whether all values of the row are one, of which sums about their mean are exactly 0.
+template <class V, class T, class A, bool kScaled>
+__attribute__((noinline)) bool is_constant(const Row<T, A, kScaled>& row, const Columns& cols) {
+  const A pivot = row.load(Tail{0, 1})[0];
+  auto differs = V{} != V{};             // no lane
+  for_row<V>(cols.count, [&](auto at) {  //
+    differs |= at.keep(row.load(at) - pivot) != V{};
+  });
+  for (int k = 0; k < static_cast<int>(sizeof(V) / sizeof(pivot)); ++k) {
+    if (differs[k]) return false;
+  }
+  return true;
+}
+
 template <class V, class T>
 Magnitude magnitude_of(const void* tensor, int64_t start, int64_t cols) {
   const T* row = static_cast<const T*>(tensor) + start;

@@ -26,7 +26,8 @@ namespace ws {
 namespace {
 
 // Row number `row`. Without kScaled, `formula` is a.formula and the exponent 0; if the row is not
-// ordinary, nothing is written and the result is false.
+// ordinary, nothing is written and the result is false. A constant row has the sums of none that is,
+// and is right as it is.
 template <class W, class Y, bool kScaled>
 bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t next,
                  const Formula& formula, int exponent) {
@@ -49,7 +50,11 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
   const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
   const Scale<A, kScaled> up(s.exponent + gain.exponent);
   const A factor = s.m * gain.m;
-  if (!kScaled && !(is_ordinary(var) & is_ordinary(factor, gain.m))) return false;
+  if (!kScaled && !(is_ordinary(var) & is_ordinary(factor, gain.m)) &&
+      !(formula.center && var == 0 && (factor == 0 || is_ordinary(factor, gain.m)) &&
+        is_constant<V>(w, cols))) {
+    return false;
+  }
   const A shift = a.shift ? value_at<W>(a.shift, row) : A(0);
   const A offset = (kScaled ? A(0) : shift) - r * factor;
   const W* ahead = static_cast<const W*>(a.weight) + next * a.weight_strides.row;
@@ -125,8 +130,11 @@ bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool larg
   channel.s = s.m;
   const A factor_g = channel.s * gain.m;
   const A factor_w = slope_of(channel, dot, cols.count, formula) * gain.m;
-  if (!kScaled && !(is_ordinary(var) & is_ordinary(dot) & is_ordinary(factor_g, gain.m) &
-                    is_ordinary(channel, factor_w, gain.m))) {
+  if (!kScaled &&
+      !(is_ordinary(var) & is_ordinary(dot) & is_ordinary(factor_g, gain.m) &
+        is_ordinary(channel, factor_w, gain.m)) &&
+      !(formula.center && dot == 0 && factor_w == 0 && is_ordinary(factor_g, gain.m) &&
+        is_constant<V>(g, cols) && (is_ordinary(var) || (var == 0 && is_constant<V>(w, cols))))) {
     return false;
   }
   const A offset = -(rg * factor_g + r * factor_w);
