@@ -14,11 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 pytest.importorskip("rich")
 
-from bench import machine, providers, standardize, timing  # noqa: E402
-from bench.calls import make_call  # noqa: E402
-from bench.checks import check, error, run_counting_saved  # noqa: E402
-from bench.measure import DTYPES  # noqa: E402
-from bench.workloads import make_tensors, moved_bytes, weight_workload  # noqa: E402
+from bench.common import machine, timing  # noqa: E402
+from bench.weights import command as standardize  # noqa: E402
+from bench.weights import providers  # noqa: E402
+from bench.weights.calls import make_call  # noqa: E402
+from bench.weights.checks import check, error, run_counting_saved  # noqa: E402
+from bench.weights.measure import DTYPES  # noqa: E402
+from bench.weights.workloads import make_tensors, moved_bytes, weight_workload  # noqa: E402
 
 
 def provider(name):

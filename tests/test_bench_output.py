@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch_ws
 
-from bench import machine, options, standardize
-from bench.providers import COPY, ELEMENTWISE
+from bench.common import machine
+from bench.weights import command as standardize
+from bench.weights import options
+from bench.weights.providers import COPY, ELEMENTWISE
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,10 @@ import torch
 import torch_ws
 from torch import nn
 
-from bench import machine, step
-from bench.step_measure import Overhead
-from bench.step_variants import variants
+from bench.common import machine
+from bench.step import command as step
+from bench.step.measure import Overhead
+from bench.step.variants import variants
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seconds 0.01"

@@ -9,17 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import plain, report, standardize, step_report, terminal
-from bench.checks import Check
-from bench.providers import Provider
-from bench.record import Row
-from bench.step_checks import Check as StepCheck
-from bench.step_measure import Cell, Overhead
-from bench.step_measure import Row as StepRow
-from bench.step_variants import Settings, Variant
-from bench.tables import Table
-from bench.timing import Timing
-from bench.workloads import Workload, model_shapes, parse_shape
+from bench.common import plain, terminal
+from bench.common.tables import Table
+from bench.common.timing import Timing
+from bench.step import report as step_report
+from bench.step.checks import Check as StepCheck
+from bench.step.measure import Cell, Overhead
+from bench.step.measure import Row as StepRow
+from bench.step.variants import Settings, Variant
+from bench.weights import command as standardize
+from bench.weights import report
+from bench.weights.checks import Check
+from bench.weights.providers import Provider
+from bench.weights.record import Row
+from bench.weights.workloads import Workload, model_shapes, parse_shape
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 

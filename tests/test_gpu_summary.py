@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bench import machine, standardize
+from bench.common import machine
+from bench.weights import command as standardize
 from gpu import summary, targets
 from gpu.stages import Result
 

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import torch
 
-from . import machine, record, report
+from ..common import machine
+from ..common.terminal import Console, make_console, make_progress, print_text
+from . import record, report
 from .measure import Session, WrongResult, measure
 from .options import check_arguments, choose_providers, choose_workloads, make_parser
 from .providers import COPY, OURS
 from .record import Row
-from .terminal import Console, make_console, make_progress, print_text
 from .workloads import OVERHEAD_SHAPE, Workload, weight_workload
 
 BUSY = 0.5  # running processes beside this one, from which on threads wait for their turn

@@ -7,9 +7,9 @@ import math
 import os
 from dataclasses import dataclass, field
 
+from ..common.timing import Timing
 from .checks import Check
 from .providers import COPY, OURS, Provider
-from .timing import Timing
 from .workloads import Workload
 
 BYTES_MODEL = (

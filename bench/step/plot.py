@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .step_measure import Row
-from .step_variants import PLAIN
+from .measure import Row
+from .variants import PLAIN
 
 # Color-blind safe (Okabe and Ito), and the marker.
 STYLES = {

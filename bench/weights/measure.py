@@ -10,7 +10,7 @@ import torch
 import torch._functorch.config
 import torch_ws
 
-from . import timing
+from ..common import timing
 from .calls import Call, make_call
 from .checks import Check, check
 from .providers import OURS, Provider, Standardize

@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from .step_checks import TOLERANCE
-from .step_measure import Row
-from .step_variants import Variant
+from .checks import TOLERANCE
+from .measure import Row
+from .variants import Variant
 
 METHOD = {
     "step": "forward and backward of every micro-batch, then one step of SGD with momentum",

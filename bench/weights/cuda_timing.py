@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..common.timing import Timing, interleave
 from .calls import Call
-from .timing import Timing, interleave
 from .workloads import Tensors
 
 FLUSH = 3

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .calls import Call
+from ..weights.calls import Call
 
 MIN_ROUNDS = 9
 SAMPLE_SECONDS = 300e-6

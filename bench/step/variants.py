@@ -17,8 +17,8 @@ import torch.nn.functional as F
 import torch_ws
 from torch import nn
 
+from ..weights.providers import chained_formula, timm_batch_norm
 from .networks import Network
-from .providers import chained_formula, timm_batch_norm
 
 PLAIN = "plain"
 CONTROL = "control"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 
+from ..common.tables import Table
+from ..common.terminal import Console, print_table, print_text
+from ..common.timing import Timing
 from .providers import COPY, OURS, Provider
 from .record import Row
-from .tables import Table
-from .terminal import Console, print_table, print_text
-from .timing import Timing
 
 TITLES = {
     "no_grad": "forward, no grad",

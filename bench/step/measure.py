@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..common.timing import MIN_ROUNDS, Timing, interleave
+from .checks import Check, Judge
+from .memory import peak_bytes
 from .networks import NETWORKS
-from .step_checks import Check, Judge
-from .step_memory import peak_bytes
-from .step_variants import (
+from .variants import (
     PLAIN,
     MicroBatch,
     Settings,
@@ -29,7 +30,6 @@ from .step_variants import (
     make_data,
     takes_part,
 )
-from .timing import MIN_ROUNDS, Timing, interleave
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
 

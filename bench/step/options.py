@@ -6,10 +6,10 @@ import argparse
 
 import torch
 
-from .arguments import check_device, check_files, count, positive
+from ..common.arguments import check_device, check_files, count, positive
+from .measure import Cell
 from .networks import DEFAULT_NETWORKS, NETWORKS
-from .step_measure import Cell
-from .step_variants import PLAIN, Settings, Variant, takes_part, variants
+from .variants import PLAIN, Settings, Variant, takes_part, variants
 
 SIZES = {"cpu": 64, "cuda": 224}
 

@@ -21,7 +21,7 @@ import torch_ws
 from torch import nn
 
 from .networks import Network
-from .step_variants import SEED, MicroBatch, Settings, Trainer, Variant
+from .variants import SEED, MicroBatch, Settings, Trainer, Variant
 
 # Of the error below. Rounding gives up to 3e-5 in float32 and 0.1 in bfloat16, and a gradient
 # without the derivative of the standard deviation is off by 0.1: so bfloat16 is only looked at

@@ -7,7 +7,7 @@ import argparse
 import torch
 import torch_ws
 
-from .arguments import check_device, check_files, count, positive
+from ..common.arguments import check_device, check_files, count, positive
 from .calls import DIRECTIONS
 from .measure import DTYPES
 from .providers import COPY, ELEMENTWISE, Provider, ours, peers

@@ -15,19 +15,22 @@ from collections.abc import Callable
 
 import torch
 
-from . import machine, report, step_record, step_report
-from .record import write
-from .standardize import BUSY
-from .step_measure import Cell, Row, WrongGradient, measure
-from .step_options import (
+from ..common import machine
+from ..common.terminal import Console, make_console, make_progress, print_text
+from ..weights import report
+from ..weights.command import BUSY
+from ..weights.record import write
+from . import record as step_record
+from . import report as step_report
+from .measure import Cell, Row, WrongGradient, measure
+from .options import (
     check_arguments,
     choose_cells,
     choose_settings,
     choose_variants,
     make_parser,
 )
-from .step_variants import Settings, Variant
-from .terminal import Console, make_console, make_progress, print_text
+from .variants import Settings, Variant
 
 
 def run(
@@ -94,7 +97,7 @@ def main(argv: list[str]) -> int:
         text = "Other processes were running (load above): do not quote this."
         print_text(console, text, "yellow")
     if args.plot:
-        from . import step_plot
+        from . import plot as step_plot
 
         caption = (
             f"{facts['machine'].get('gpu', facts['machine']['cpu'])}, threads: {args.threads}, "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .report import duration, number, print_skipped
-from .step_measure import Row
-from .step_record import dtype_name
-from .step_variants import PLAIN, Settings, Variant
-from .tables import Table
-from .terminal import Console, print_table
+from ..common.tables import Table
+from ..common.terminal import Console, print_table
+from ..weights.report import duration, number, print_skipped
+from .measure import Row
+from .record import dtype_name
+from .variants import PLAIN, Settings, Variant
 
 
 def describe(settings: Settings, size: int) -> str:
