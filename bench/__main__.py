@@ -9,7 +9,7 @@ import sys
 COMMANDS = {"standardize": "weights", "step": "step"}  # the first is the default
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     command = next(iter(COMMANDS))
     if argv and argv[0] in COMMANDS:
         command, argv = argv[0], argv[1:]
@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
         module = importlib.import_module(f"bench.{COMMANDS[command]}.command")
     except ImportError as error:
         print(f"python -m bench: error: {error}", file=sys.stderr)
-        return 2
-    return module.main(argv)
+        sys.exit(2)
+    module.main(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

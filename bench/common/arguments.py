@@ -1,10 +1,11 @@
-"""What the commands' options have in common: numbers, and files that are written at the end."""
+"""What the commands' options have in common."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,13 +25,30 @@ def count(text: str) -> int:
     return value
 
 
-def check_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def add_names(group, option: str, names: Iterable[str], help: str, **options) -> None:
+    """An option with one of the names or more, which {} in `help` stands for."""
+    options.setdefault("metavar", option.strip("-s").upper())
+    help = help.format(f"some of {', '.join(names)}")
+    group.add_argument(option, nargs="+", choices=list(names), help=help, **options)
+
+
+def add_how(group, seconds: float, seconds_help: str) -> None:
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    threads = torch.get_num_threads()
+    group.add_argument("--threads", type=count, default=threads, help="default: %(default)s")
+    group.add_argument("--seconds", type=positive, default=seconds, help=seconds_help)
+
+
+def add_output(parser: argparse.ArgumentParser, plot_help: str) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="PATH", help="writes everything that was found")
+    output.add_argument("--plot", metavar="PATH.png", help=plot_help)
+
+
+def check_common(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses a device that is not here, and paths that could not be written at the end."""
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: cuda, but this PyTorch sees no CUDA device")
-
-
-def check_files(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses paths of --json and --plot that could not be written after the measurement."""
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path is not None:
             folder = Path(path).parent

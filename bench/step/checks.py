@@ -44,7 +44,7 @@ class Check:
     @property
     def verdict(self) -> str:
         return ", ".join(
-            f"gradient error {error:.1e} in {str(dtype).removeprefix('torch.')}, "
+            f"gradient error {error:.1e} in {dtype_name(dtype)}, "
             f"where {TOLERANCE[dtype]:.1e} is allowed"
             for dtype, error in self.errors.items()
         )
@@ -93,6 +93,10 @@ def reference_gradients(
         loss = F.cross_entropy(model(images.double()), labels)
         (loss / len(micro_batches)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def gradient_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..common.errors import WrongResult, reason_of
 from ..common.timing import MIN_ROUNDS, Timing, interleave
 from .checks import Check, Judge
 from .memory import peak_bytes
@@ -32,10 +33,6 @@ from .variants import (
 )
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
-
-
-class WrongGradient(Exception):
-    """A variant of torch_ws failed its check."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +95,10 @@ class Row:
     peaks: dict[str, int] = field(default_factory=dict)  # bytes
     skipped: dict[str, str] = field(default_factory=dict)  # why a variant was not timed
 
+    @property
+    def title(self) -> str:
+        return self.cell.title
+
     def images_per_second(self, name: str) -> float:
         return self.cell.images / self.times[name].median
 
@@ -122,26 +123,22 @@ def measure(
         try:
             check = judge.check(variant)
             if not check.passed:
-                raise WrongGradient(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
+                raise WrongResult(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
             trainer = Trainer(variant, network, settings)
             trainer.step(micro_batches)  # the first makes what the others then have
             row.peaks[variant.name] = trainer.state_bytes() + peak_bytes(
                 lambda trainer=trainer: trainer.step(micro_batches), settings.device
             )
         except Exception as error:  # whatever torch.compile, or a peer, raises
-            if variant.name == PLAIN or variant.needs:
+            if variant.name == PLAIN or variant.is_ours:
                 raise
-            row.skipped[variant.name] = _first_line(error)
+            row.skipped[variant.name] = reason_of(error)
             continue
         row.checks[variant.name] = check
         trainers[variant.name] = trainer
     started(f"{cell.title}: timing")
     _time(row, trainers, micro_batches, seconds)
     return row
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _time(
