@@ -75,3 +75,9 @@ def test_copies_that_are_timed(arguments, expected):
     args = options.make_parser().parse_args(arguments.split())
     names = {provider.name for provider in options.choose_providers(args)}
     assert names & {COPY, ELEMENTWISE} == expected
+
+
+def test_common_imports_from_no_command():
+    files = (ROOT / "bench" / "common").glob("*.py")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert texts and not [name for name, text in texts.items() if "from .." in text]

@@ -93,7 +93,7 @@ def weights_row(found):
 def print_weights(found):
     rows = [weights_row(row) for row in found["rows"]]
     rows[0].skipped["compile"] = "no compiler in /a/folder/with/a/name/that/is/longer/than/the/rest"
-    providers = [Provider(n, p["runs"], None, None) for n, p in found["providers"].items()]
+    providers = [Provider(n, p["runs"]) for n, p in found["providers"].items()]
     directions = [d for d in report.TITLES if any(row.direction == d for row in rows)]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     args = argparse.Namespace(direction=directions, dtype=dtypes, device="cpu")

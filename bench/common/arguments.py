@@ -27,7 +27,7 @@ def count(text: str) -> int:
 
 def add_names(group, option: str, names: Iterable[str], help: str, **options) -> None:
     """An option with one of the names or more, which {} in `help` stands for."""
-    options.setdefault("metavar", option.strip("-s").upper())
+    options.setdefault("metavar", option.removeprefix("--").rstrip("s").upper())
     help = help.format(f"some of {', '.join(names)}")
     group.add_argument(option, nargs="+", choices=list(names), help=help, **options)
 

@@ -1,7 +1,7 @@
 """One network at one micro-batch size: check every variant, count its memory, then time it.
 
-A round takes one sample of every variant in shuffled order, as in timing.py. The overhead of a
-variant is taken within each round, against `plain` in the same round, and then the median of the
+A round takes one sample of every variant in shuffled order, as in common/timing.py. The overhead of
+a variant is taken within each round, against `plain` in the same round, and then the median of the
 rounds: whatever slows the machine down for longer than a round slows both alike and cancels. Its
 median is reported with a 95 % confidence interval, which says what the run resolves; the record and
 the plot also have the quartiles, which say how noisy the rounds were.
@@ -12,25 +12,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..common.errors import WrongResult, reason_of
+from ..common.run import Started
 from ..common.timing import MIN_ROUNDS, Timing, interleave
 from .checks import Check, Judge
 from .memory import peak_bytes
 from .networks import NETWORKS
-from .variants import (
-    PLAIN,
-    MicroBatch,
-    Settings,
-    Trainer,
-    Variant,
-    make_data,
-    takes_part,
-)
+from .variants import PLAIN, MicroBatch, Settings, Trainer, Variant, make_data, takes_part
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
 
@@ -108,9 +101,8 @@ def measure(
     variants: list[Variant],
     settings: Settings,
     seconds: float,
-    started: Callable[[str], None] = lambda step: None,
+    started: Started,
 ) -> Row:
-    """`started` hears of every part of the work."""
     network = NETWORKS[cell.network]
     micro_batches = make_data(network, cell.batch, cell.size, cell.accumulate, settings)
     row = Row(cell)

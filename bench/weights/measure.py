@@ -12,6 +12,7 @@ import torch_ws
 
 from ..common import cuda_timing, timing
 from ..common.errors import WrongResult, reason_of
+from ..common.run import Started
 from ..common.timing import Call
 from .calls import make_call
 from .checks import Check, check
@@ -65,9 +66,9 @@ def measure(
     workload: Workload,
     dtype: str,
     directions: list[str],
-    started: Callable[[str], None] = lambda step: None,
+    started: Started,
 ) -> Iterator[Row]:
-    """Yields a row for each direction; `started` hears of every step."""
+    """Yields a row for each direction."""
     started(f"{workload.title}, {dtype}: checking")
     tensors = make_tensors(workload, *DTYPES[dtype], session.device)
     with session.keeping_capability():

@@ -31,8 +31,8 @@ OURS = "torch_ws"
 class Provider:
     name: str
     what: str  # what exactly runs, for the report
-    formula: str | None  # of torch_ws.formulas; None: nothing to check
-    make: Callable[[torch.dtype], Standardize] | None  # from the outputs' dtype
+    formula: str | None = None  # of torch_ws.formulas; None: nothing to check
+    make: Callable[[torch.dtype], Standardize] | None = None  # from the outputs' dtype
     capability: str | None = None  # the instruction set that torch_ws is lowered to
 
 
@@ -81,8 +81,8 @@ def peers() -> dict[str, Provider]:
             "qiao",
             _compiled,
         ),
-        Provider(COPY, "clone() of half the bytes that the direction moves", None, None),
-        Provider(ELEMENTWISE, "forward: -w, or w.to(dtype); backward: w + g", None, None),
+        Provider(COPY, "clone() of half the bytes that the direction moves"),
+        Provider(ELEMENTWISE, "forward: -w, or w.to(dtype); backward: w + g"),
     ]
     return {provider.name: provider for provider in found}
 
