@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch_ws import Standardized
 from torch_ws.distributed import standardize_before_gather
-from torch_ws.modules import Standardized
 
 
 def before_gather(**options):

@@ -25,7 +25,7 @@ def run(*arguments, **environment):
 
 def refused(path, capsys, *arguments):
     """What it says, in one line and with exit status 2."""
-    from torch_ws.inspect import main
+    from torch_ws.inspect.command import main
 
     assert main([str(path), *arguments]) == 2
     out, err = capsys.readouterr()

@@ -27,8 +27,7 @@ from peer_layers import (
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import parametrize as torch_parametrize
-from torch_ws import Formula
-from torch_ws.modules import Standardized
+from torch_ws import Formula, Standardized
 
 # a layer, and the formula that ours must have
 LAYERS = {
@@ -117,7 +116,7 @@ def test_what_comes_out_is_an_ordinary_layer_of_ours(name):
     """Nothing of the library is left: what a layer made by torch_ws has, this one has."""
     layer, x = layer_and_input(name)
     quietly(layer)
-    assert type(layer).__module__ == "torch_ws.modules"
+    assert type(layer).__module__ == "torch_ws.layers.modules"
     bias = layer.bias is not None
     arguments = (4, 6) if isinstance(layer, nn.Linear) else (4, 6, layer.kernel_size)
     fresh = type(layer)(*arguments, bias=bias)

@@ -7,8 +7,7 @@ import torch
 import torch_ws
 from peer_layers import randomize
 from torch import nn
-from torch_ws import checkpoints
-from torch_ws.modules import Standardized
+from torch_ws import Standardized, checkpoints
 
 
 def adopted(model, x):

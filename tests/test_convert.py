@@ -10,8 +10,7 @@ import torch_ws
 from architectures import ARCHITECTURES, build, resnet
 from conversions import quietly
 from torch import nn
-from torch_ws import reference
-from torch_ws.modules import Standardized
+from torch_ws import Standardized, reference
 
 CLASSES = {
     nn.Conv1d: torch_ws.WSConv1d,

@@ -12,7 +12,7 @@ import torch_ws
 from architectures import build
 from conversions import quietly
 from torch import nn
-from torch_ws.modules import Standardized
+from torch_ws import Standardized
 
 
 def mixed():

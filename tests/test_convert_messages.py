@@ -11,7 +11,7 @@ from architectures import build, resnet
 from conversions import quietly
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
-from torch_ws.modules import Standardized
+from torch_ws import Standardized
 
 
 class MyConv(nn.Conv2d):

@@ -6,8 +6,7 @@ import torch_ws
 from architectures import ARCHITECTURES, Autoencoder, build
 from conversions import quietly
 from torch import nn
-from torch_ws import Formula
-from torch_ws.modules import Standardized
+from torch_ws import Formula, Standardized
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

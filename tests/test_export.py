@@ -6,7 +6,7 @@ import torch
 import torch_ws
 from architectures import ARCHITECTURES
 from conversions import RTOL, close, converted
-from torch_ws.launch import standardized_layers
+from torch_ws.training.batch import standardized_layers
 
 
 def called(program):

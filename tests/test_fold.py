@@ -11,8 +11,8 @@ from architectures import ARCHITECTURES, Autoencoder, build, transformer
 from conversions import quietly
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch_ws.fold import PLAIN
-from torch_ws.modules import Standardized
+from torch_ws import Standardized
+from torch_ws.models.fold import PLAIN
 
 # how a model is converted: the default, and with everything that a layer can have
 OPTIONS = [{}, {"formula": "timm_nfnet", "gain": True, "shift": True}]

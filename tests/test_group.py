@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch_ws
 from torch import nn
-from torch_ws.launch import standardized_layers
+from torch_ws.training.batch import standardized_layers
 from training import (
     BUCKETS,
     REACHED,

@@ -111,7 +111,7 @@ def test_frozen_and_tied_parameters():
 
 def test_devices_without_a_kernel(monkeypatch):
     """The reference's derivatives take the kernels' place; the CPU pretends to have none."""
-    monkeypatch.setattr(torch_ws.launch, "has_kernel", lambda tensor: False)
+    monkeypatch.setattr(torch_ws.training.batch, "has_kernel", lambda tensor: False)
     model, judge = twins()
     for net in (model, judge):
         net.stem.weight.requires_grad_(False)
@@ -282,7 +282,7 @@ def test_memory_is_let_go():
 
 def test_gradients_are_taken_over_and_not_copied(monkeypatch):
     addresses = {}
-    backward = torch_ws.launch.Launch.backward
+    backward = torch_ws.training.batch.Launch.backward
 
     def recorded(launch, grads):
         triples = backward(launch, grads)
@@ -290,7 +290,7 @@ def test_gradients_are_taken_over_and_not_copied(monkeypatch):
             addresses[layer.weight] = gradient.data_ptr()
         return triples
 
-    monkeypatch.setattr(torch_ws.launch.Launch, "backward", recorded)
+    monkeypatch.setattr(torch_ws.training.batch.Launch, "backward", recorded)
     model = network()
     with torch_ws.hold(model):
         loss_of(model, batch()).backward()

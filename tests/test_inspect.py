@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_ws import _inspect_layers, _inspect_plot, formulas
-from torch_ws._inspect_read import Stored
+from torch_ws import formulas
 from torch_ws.inspect import channel_statistics
+from torch_ws.inspect import layers as inspect_layers
+from torch_ws.inspect import plot as inspect_plot
+from torch_ws.inspect.read import Stored
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -29,7 +31,7 @@ def rows_of(weight, channel_dim=0):
 
 def layer_of(weight, channel_dim=0, dead=1e-4):
     statistics = channel_statistics(weight, channel_dim=channel_dim)
-    return _inspect_layers.Layer("w", Stored.of_tensor(weight), channel_dim, statistics, dead)
+    return inspect_layers.Layer("w", Stored.of_tensor(weight), channel_dim, statistics, dead)
 
 
 # --- statistics
@@ -53,7 +55,7 @@ def test_statistics_are_numpys(shape, dim, dtype, chunk, offset, transpose, seed
     weight = values.to(dtype)
     if transpose:  # strides that are not those of the shape
         weight = weight.transpose(0, -1)
-    with patch.object(_inspect_layers, "CHUNK", chunk):
+    with patch.object(inspect_layers, "CHUNK", chunk):
         found = channel_statistics(weight, channel_dim=dim)
     rows = rows_of(weight, dim)
     tolerance = {"rtol": 1e-12, "atol": 1e-14 * max(1.0, offset)}
@@ -80,7 +82,7 @@ def test_nan_and_inf_stay_in_their_channels(chunk):
     weight = torch.randn(5, 4, 3)
     clean = channel_statistics(weight)
     weight[1, 0, 0], weight[1, 2, 1], weight[3, 1, 2] = math.nan, math.inf, -math.inf
-    with patch.object(_inspect_layers, "CHUNK", chunk):
+    with patch.object(inspect_layers, "CHUNK", chunk):
         found = channel_statistics(weight)
     assert found.nan.tolist() == [0, 1, 0, 0, 0]
     assert found.inf.tolist() == [0, 1, 0, 1, 0]
@@ -137,7 +139,7 @@ class LargestAllocation(TorchDispatchMode):
 @pytest.mark.parametrize("value", [1.0, math.nan])  # what is not finite is looked at once more
 def test_no_copy_is_larger_than_a_chunk(channel_dim, value):
     weight = torch.full((100, 100, 9), value, dtype=torch.float64)
-    with patch.object(_inspect_layers, "CHUNK", 5000), LargestAllocation(weight) as largest:
+    with patch.object(inspect_layers, "CHUNK", 5000), LargestAllocation(weight) as largest:
         channel_statistics(weight, channel_dim=channel_dim)
     assert 0 < largest.bytes <= 5000 * 8 < weight.nbytes / 10
 
@@ -152,8 +154,8 @@ def test_a_checkpoint_is_never_in_memory_as_a_whole(tmp_path):
 import re, sys
 from contextlib import ExitStack
 from pathlib import Path
-from torch_ws import _inspect_layers
-from torch_ws._inspect_read import open_checkpoint
+from torch_ws.inspect import layers as inspect_layers
+from torch_ws.inspect.read import open_checkpoint
 
 def anonymous():  # of which the mapped file is no part
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -165,7 +167,7 @@ for path in sys.argv[1:]:
         most = max(most, anonymous())
     with ExitStack() as files:
         tensors = open_checkpoint(Path(path), None, files).tensors
-        _inspect_layers.read_layers(tensors, set(), 0.0, advance)
+        inspect_layers.read_layers(tensors, set(), 0.0, advance)
     print(most - before)
 """
     command = [sys.executable, "-c", script, tmp_path / "w.safetensors", tmp_path / "w.pt"]
@@ -251,11 +253,11 @@ def test_ranges_are_those_of_the_standardized_weight(name):
     weight = torch.randn(9, 4, 5, dtype=torch.float64) * torch.rand(9, 1, 1) + 0.1
     layer = layer_of(weight)
     before, after = rows_of(weight), rows_of(torch_ws.standardize(weight, formula=name))
-    stds = _inspect_plot.std_ranges(layer, formulas[name])
+    stds = inspect_plot.std_ranges(layer, formulas[name])
     for rows, found in zip((before, after), stds, strict=True):
         std = rows.std(1)
         np.testing.assert_allclose(found, (std.min(), np.median(std), std.max()), rtol=1e-12)
-    means = _inspect_plot.mean_ranges(layer, formulas[name])
+    means = inspect_plot.mean_ranges(layer, formulas[name])
     for rows, found in zip((before, after), means, strict=True):
         ratio = rows.mean(1) / rows.std(1)
         expected = (ratio.min(), np.median(ratio), ratio.max())
@@ -265,6 +267,6 @@ def test_ranges_are_those_of_the_standardized_weight(name):
 def test_labels():
     layer = layer_of(torch.cat([torch.randn(3, 5), torch.zeros(2, 5)]))
     layer.name = "blocks.0.conv.weight"
-    assert _inspect_plot.label(layer) == "blocks.0.conv, 2 dead"
+    assert inspect_plot.label(layer) == "blocks.0.conv, 2 dead"
     layer.name = "x" * 50 + ".conv.weight"
-    assert _inspect_plot.label(layer) == "…" + "x" * 38 + ".conv, 2 dead"
+    assert inspect_plot.label(layer) == "…" + "x" * 38 + ".conv, 2 dead"

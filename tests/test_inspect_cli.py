@@ -8,7 +8,7 @@ import torch
 from architectures import build
 from inspections import damaged, run, save
 from torch import nn
-from torch_ws.inspect import FORMULAS, main
+from torch_ws.inspect.command import FORMULAS, main
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("rich")
@@ -79,7 +79,7 @@ def test_a_terminal_gets_a_bar_and_the_columns_that_fit(resnet):
 
 def test_the_work_for_a_table_grows_with_its_layers(tmp_path, monkeypatch, capsys):
     """Thousands of layers: a cell is measured for its column's width and when it is filled up."""
-    from torch_ws import _inspect_table
+    from torch_ws.inspect import table
 
     def calls(layers):
         count = 0
@@ -89,7 +89,7 @@ def test_the_work_for_a_table_grows_with_its_layers(tmp_path, monkeypatch, capsy
             count += 1
             return len(text)
 
-        monkeypatch.setattr(_inspect_table, "cell_len", cell_len)
+        monkeypatch.setattr(table, "cell_len", cell_len)
         weights = {f"{i}__weight": torch.randn(2, 2, 2) for i in range(layers)}
         assert main([save(tmp_path, **weights)]) == 0
         return count

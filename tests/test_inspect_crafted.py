@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 from inspections import refused, run
-from torch_ws.inspect import LONGEST, main
+from torch_ws.inspect.command import LONGEST, main
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("rich")

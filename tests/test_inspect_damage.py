@@ -10,8 +10,8 @@ import zipfile
 import pytest
 import torch
 from inspections import refused, run
-from torch_ws import _inspect_limits
-from torch_ws.inspect import main
+from torch_ws.inspect import limits
+from torch_ws.inspect.command import main
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("rich")
@@ -81,8 +81,8 @@ def test_a_reader_that_does_not_end(tmp_path, monkeypatch):
     """A tuple that has itself before twice, 60 times over: hashing it takes 2^60 steps."""
     key = b")q\x00" + b"h\x00h\x00\x86q\x00" * 60
     path = save_pickle(tmp_path / "w.pt", b"\x80\x02}(" + key + b"Nu.")
-    monkeypatch.setattr(_inspect_limits, "SECONDS", 0.5)
-    assert _inspect_limits.in_a_process(lambda: main([str(path)])) == -signal.SIGXCPU
+    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    assert limits.in_a_process(lambda: main([str(path)])) == -signal.SIGXCPU
 
 
 @linux
@@ -91,12 +91,12 @@ def test_limits_end_with_the_reading(status):
     import resource
 
     before = [resource.getrlimit(what) for what in (resource.RLIMIT_CPU, resource.RLIMIT_DATA)]
-    with _inspect_limits.limits(10**6):
+    with limits.limits(10**6):
         limited = [resource.getrlimit(what) for what in (resource.RLIMIT_CPU, resource.RLIMIT_DATA)]
     assert all(0 < soft < 2**40 for soft, hard in limited)
     after = [resource.getrlimit(what) for what in (resource.RLIMIT_CPU, resource.RLIMIT_DATA)]
     assert after == before
-    assert _inspect_limits.in_a_process(lambda: status) == status
+    assert limits.in_a_process(lambda: status) == status
 
 
 def test_any_error_of_a_reader_is_one_line(tmp_path, monkeypatch, capsys):

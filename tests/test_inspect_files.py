@@ -10,7 +10,8 @@ import torch
 import torch_ws
 from inspections import damaged, run, save
 from torch_ws import formulas
-from torch_ws.inspect import channel_statistics, main
+from torch_ws.inspect import channel_statistics
+from torch_ws.inspect.command import main
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("rich")
@@ -166,8 +167,8 @@ def test_bad_arguments(arguments, message, capsys):
 def test_without_what_it_needs(tmp_path, monkeypatch, capsys, missing):
     path = save(tmp_path, a__weight=torch.randn(3, 3, 3))
     monkeypatch.setitem(sys.modules, missing, None)  # and what has imported it before:
-    monkeypatch.delitem(sys.modules, "torch_ws._inspect_report", raising=False)
-    monkeypatch.delattr(torch_ws, "_inspect_report", raising=False)
+    monkeypatch.delitem(sys.modules, "torch_ws.inspect.report", raising=False)
+    monkeypatch.delattr(torch_ws.inspect, "report", raising=False)
     try:
         status = main([path, "--plot", str(tmp_path / "found.png")])
     except SystemExit as stopped:  # a wrong argument
@@ -183,7 +184,7 @@ def test_importing_torch_ws_takes_none_of_it():
 import sys
 sys.path.insert(0, "")
 import torch_ws
-names = ("rich", "matplotlib", "safetensors", "torch_ws.inspect", "torch_ws._inspect_read")
+names = ("rich", "matplotlib", "safetensors", "torch_ws.inspect", "torch_ws.inspect.read")
 print([name for name in names if name in sys.modules])
 import inspect
 print(inspect.__name__, hasattr(inspect, "signature"))
@@ -194,13 +195,9 @@ print(inspect.__name__, hasattr(inspect, "signature"))
     assert done.stdout == "[]\ninspect True\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [[str(PACKAGE / "inspect.py"), "--help"], ["-c", "import dataclasses"]],
-    ids=["run as a file", "another program in the folder"],
-)
-def test_it_is_not_pythons_own_inspect(command):
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=PACKAGE)
+def test_it_is_not_pythons_own_inspect():
+    command = [sys.executable, "-c", "import dataclasses"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "hides Python's own inspect" in done.stderr
     assert "python -m torch_ws.inspect" in done.stderr

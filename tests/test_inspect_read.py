@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_ws._inspect_read import KEYS, Unreadable, open_checkpoint
+from torch_ws.inspect.read import KEYS, Unreadable, open_checkpoint
 
 safetensors = pytest.importorskip("safetensors.torch")
 

@@ -69,7 +69,7 @@ def test_failed_load_is_explained(tmp_path, damage):
 
 def test_loading_twice_is_harmless():
     result = run(
-        "import torch_ws, importlib; from torch_ws import _load; importlib.reload(_load);"
+        "import torch_ws, importlib; from torch_ws.core import load; importlib.reload(load);"
         "import torch; print(torch_ws.standardize(torch.ones(2, 3)).sum().item())"
     )
     assert result.stdout.strip() == "0.0", result.stderr

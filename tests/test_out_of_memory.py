@@ -47,8 +47,10 @@ def test_backward(monkeypatch, affine):
         """One element in all, as if the forward pass had found the memory."""
         return weight.new_zeros(1).expand(weight.shape)
 
-    monkeypatch.setattr(torch_ws.ops, "raw_forward", forward)
-    monkeypatch.setattr(torch_ws.many, "raw_forward_many", lambda ws, *_: [forward(w) for w in ws])
+    monkeypatch.setattr(torch_ws.core.autograd, "raw_forward", forward)
+    monkeypatch.setattr(
+        torch_ws.core.many, "raw_forward_many", lambda ws, *_: [forward(w) for w in ws]
+    )
     leaf = torch.ones(1, requires_grad=True)
     weight = leaf.expand(2**24, 2**24)
     gain = torch.ones(2**24, requires_grad=True) if affine else None

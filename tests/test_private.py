@@ -2,28 +2,28 @@
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch_ws import _private
+from torch_ws.core import private
 
 
 def test_storage_users_counts_tensors():
     one = torch.empty(4)
-    assert _private.storage_users(one) == 1
+    assert private.storage_users(one) == 1
     view, detached = one[:2], one.detach()
-    assert _private.storage_users(one) == _private.storage_users(view) == 3
+    assert private.storage_users(one) == private.storage_users(view) == 3
     del view, detached
-    assert _private.storage_users(one) == 1
+    assert private.storage_users(one) == 1
 
 
 def test_in_backward():
     seen = []
     x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda _: seen.append(_private.in_backward()))
+    x.register_hook(lambda _: seen.append(private.in_backward()))
     x.sum().backward()
-    assert seen == [True] and not _private.in_backward()
+    assert seen == [True] and not private.in_backward()
 
 
 def test_saved_tensors_hooks_tell_one_from_another():
-    outside = _private.saved_tensors_hooks()
+    outside = private.saved_tensors_hooks()
     with saved_tensors_hooks(lambda t: t, lambda t: t):
-        inside = _private.saved_tensors_hooks()
-    assert inside != outside and _private.saved_tensors_hooks() == outside
+        inside = private.saved_tensors_hooks()
+    assert inside != outside and private.saved_tensors_hooks() == outside

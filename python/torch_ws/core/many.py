@@ -11,19 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch.fx.proxy import TraceError
 
-from . import reference
-from ._check import (
+from .. import reference
+from .._check import (
     allocate_again,
     check,
     check_backward,
     check_weight,
     explain,
     explain_backward,
-    resolve,
 )
-from .formulas import Formula
-from .functional import fan_in_of, standardize
-from .ops import differentiable_backward, direct, library, needs_reference
+from ..formulas import Formula, resolve
+from .autograd import differentiable_backward, direct, library, needs_reference
+from .standardize import fan_in_of, standardize
 
 Tensor = torch.Tensor
 

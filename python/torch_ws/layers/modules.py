@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .formulas import Formula
+from ..formulas import Formula
 from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
 

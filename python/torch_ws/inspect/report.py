@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from ._inspect_layers import Layer, by_reason, extreme
-from ._inspect_stored import Checkpoint, printable
-from ._inspect_table import Column, table_lines, table_width
-from .formulas import formulas
+from ..formulas import formulas
+from .layers import Layer, by_reason, extreme
+from .stored import Checkpoint, printable
+from .table import Column, table_lines, table_width
 
 # What the first table says of a layer, column by column.
 TEXTS = {

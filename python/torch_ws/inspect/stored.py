@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from ._check import OUTPUT_DTYPES
-from ._inspect_limits import limits
+from .._check import OUTPUT_DTYPES
+from .limits import limits
 
 # safetensors' names of the dtypes that can be standardized
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

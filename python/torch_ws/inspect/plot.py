@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from ._inspect_layers import Layer
-from .formulas import Formula, formulas
+from ..formulas import Formula, formulas
+from .layers import Layer
 
 # Color-blind safe (Okabe and Ito).
 BEFORE, AFTER = "#0072B2", "#D55E00"

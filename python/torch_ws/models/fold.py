@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import nn
 
-from ._convertible import called, few
+from .._check import called, few
+from ..layers.standardized import Standardized
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
-from .standardized import Standardized
 
 PLAIN = {ours: plain for plain, ours in {**CONVOLUTIONS, **LINEAR}.items()}
 

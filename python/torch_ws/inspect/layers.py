@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from ._check import check_weight
-from ._inspect_stored import Checkpoint, Stored, Unreadable
-from .formulas import Formula, denominator
+from .._check import check_weight
+from ..formulas import Formula, denominator
+from .stored import Checkpoint, Stored, Unreadable
 
 Tensor = torch.Tensor
 

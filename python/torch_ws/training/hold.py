@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .cache import Inputs
-from .launch import Launch, launches, standardized_layers
-from .standardized import autocast_dtype
+from ..layers.cache import Inputs
+from ..layers.standardized import autocast_dtype
+from .batch import Launch, launches, standardized_layers
 
 _CHANGED = (
     "{} changed inside torch_ws.hold: the standardized weights that the block used are not its "

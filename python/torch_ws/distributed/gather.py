@@ -1,7 +1,4 @@
-"""Training on several devices: rules for sharded weights, and smaller all-gathers for FSDP2.
-
-DistributedDataParallel and ``fully_shard`` need nothing from here. ``import torch_ws.distributed``
-teaches the ops DTensors (see dtensor.py), for tensor parallelism.
+"""FSDP2 gathers standardized weights: each rank standardizes the channels that it owns.
 
 :func:`standardize_before_gather` uses FSDP2's extension points: a sharded parameter's local tensor
 may say what is gathered of it (``fsdp_pre_all_gather``, ``fsdp_post_all_gather``). A shard along
@@ -19,13 +16,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from . import dtensor as dtensor
-from ._check import OUTPUT_DTYPES
-from ._convertible import called
-from .functional import fan_in_of, standardize
-from .modules import _ConvTranspose
-from .ops import raw_backward
-from .standardized import Standardized
+from .._check import OUTPUT_DTYPES, called
+from ..core.autograd import raw_backward
+from ..core.standardize import fan_in_of, standardize
+from ..layers.modules import _ConvTranspose
+from ..layers.standardized import Standardized
 
 
 def standardize_before_gather(model: nn.Module) -> nn.Module:

@@ -5,31 +5,18 @@ standardization on them; docs/inspecting.md explains the columns. Tensors are re
 a time, so that a checkpoint of any size takes little memory.
 """
 
-import sys
-
-if not __package__:  # this folder is on sys.path, and this file in the place of Python's own
-    print(
-        f"{__file__} hides Python's own inspect from what runs in its folder; "
-        "from another folder, run python -m torch_ws.inspect",
-        file=sys.stderr,
-    )
-    sys.exit(2)
-
 import argparse
 import importlib.util
 import math
 import os
-import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from ._inspect_layers import channel_statistics, choose, matching, read_layers
-from ._inspect_limits import in_a_process
-from ._inspect_read import INDEX, open_checkpoint
-from ._inspect_stored import Unreadable, printable, reading
-from .formulas import formulas
-
-__all__ = ["channel_statistics"]
+from ..formulas import formulas
+from .layers import choose, matching, read_layers
+from .read import INDEX, open_checkpoint
+from .stored import Unreadable, printable, reading
 
 PROGRAM = "python -m torch_ws.inspect"
 LONGEST = 1000  # characters of an error
@@ -54,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        from . import _inspect_report as report
+        from . import report
 
         with ExitStack() as files:
             checkpoint = open_checkpoint(args.checkpoint, args.key, files)
@@ -68,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None:
             report.write_json(args.json, checkpoint, layers, left_out, args.dead)
         if args.plot is not None:
-            from ._inspect_plot import save
+            from .plot import save
 
             save(args.plot, printable(checkpoint.path.name), layers, args.formula)
         report.print_report(checkpoint, layers, left_out, args.formula)
@@ -159,13 +146,3 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"argument {option}: {path} should end in {suffix}, and not in {INDEX}")
     if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("argument --plot: it needs matplotlib: pip install 'torch-ws[inspect]'")
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # names may have what its encoding has not
-    args = parse(sys.argv[1:])
-    status = in_a_process(lambda: run(args))
-    if status < 0:
-        died = signal.Signals(-status).name
-        status = fail(f"{args.checkpoint}: cannot be read: its reader was ended by {died}")
-    sys.exit(status)

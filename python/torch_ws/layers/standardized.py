@@ -18,11 +18,10 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from ._check import resolve
-from ._private import any_autocast
+from ..core.private import any_autocast
+from ..core.standardize import standardize
+from ..formulas import Formula, formulas, resolve, spelled
 from .cache import cacheable, cached
-from .formulas import Formula, formulas, spelled
-from .functional import standardize
 from .raw_weight import NoBaseLayer, refuse_fusion
 
 

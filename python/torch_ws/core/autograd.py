@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from . import reference
-from ._check import allocate_again, check, check_backward, explain, explain_backward
+from .. import reference
+from .._check import allocate_again, check, check_backward, explain, explain_backward
 
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 

@@ -7,11 +7,11 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
-from . import reference
-from ._check import allocate_again, check, check_weight, explain, resolve
-from ._private import is_tracing
-from .formulas import Formula
-from .ops import apply, needs_reference, raw_forward
+from .. import reference
+from .._check import allocate_again, check, check_weight, explain
+from ..formulas import Formula, resolve
+from .autograd import apply, needs_reference, raw_forward
+from .private import is_tracing
 
 Tensor = torch.Tensor
 

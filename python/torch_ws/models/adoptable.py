@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from ..formulas import Formula, formulas
+from ..layers.modules import WSConv2d
 from .convert import CONVOLUTIONS, LINEAR
-from .formulas import Formula, formulas
-from .modules import WSConv2d
 
 
 def _timm(layer):

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import modules
-from ._check import check, check_weight, resolve
-from ._convertible import (
-    called,
+from .._check import called, check, check_weight
+from ..formulas import Formula, denominator, resolve
+from ..layers import modules
+from ..layers.standardized import Standardized, regrouped
+from .convertible import (
     check_layer,
     inside_attention,
     own_class,
@@ -27,8 +28,6 @@ from ._convertible import (
     standardization,
     warn,
 )
-from .formulas import Formula, denominator
-from .standardized import Standardized, regrouped
 
 CONVOLUTIONS = {
     nn.Conv1d: modules.WSConv1d,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from .ops import library
+from ..core.autograd import library
 
 _OPS = ("standardize", "forward", "backward", "backward_affine")
 _LIST_OPS = ("standardize_many", "forward_many", "backward_many")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import torch
 
+from ..reference import standardize_op
+from .autograd import _DEFAULTS
 from .many import reference_many
-from .ops import _DEFAULTS
-from .reference import standardize_op
 
 
 def _standardize(weight, gain=None, shift=None, **options):

@@ -18,11 +18,11 @@ import weakref
 import torch
 from torch import nn
 
-from ._private import in_backward, saved_tensors_hooks
-from .cache import cacheable
-from .launch import Launch, has_kernel, launches, standardized_layers
-from .ops import needs_reference
-from .standardized import autocast_dtype
+from ..core.autograd import needs_reference
+from ..core.private import in_backward, saved_tensors_hooks
+from ..layers.cache import cacheable
+from ..layers.standardized import autocast_dtype
+from .batch import Launch, has_kernel, launches, standardized_layers
 from .subclass import subclass_of
 
 _grouped: weakref.WeakSet = weakref.WeakSet()  # the models

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ._private import is_tracing, storage_users
-from .ops import needs_reference
+from ..core.autograd import needs_reference
+from ..core.private import is_tracing, storage_users
 
 _everything_known: weakref.WeakSet = weakref.WeakSet()
 

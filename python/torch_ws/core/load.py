@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 CAPABILITIES = ("avx512", "avx2", "default")
 
 

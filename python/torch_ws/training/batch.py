@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .many import apply_many, raw_backward_many, scalars_of, standardize_many
-from .ops import differentiable_backward
-from .standardized import Standardized
+from ..core.autograd import differentiable_backward
+from ..core.many import apply_many, raw_backward_many, scalars_of, standardize_many
+from ..layers.standardized import Standardized
 
 Tensor = torch.Tensor
 

@@ -13,22 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._check import resolve
-from .formulas import spelled
-from .parametrize import WeightStandardization
-from .standardized import Standardized
+from .._check import called, few
+from ..formulas import resolve, spelled
+from ..layers.parametrize import WeightStandardization
+from ..layers.standardized import Standardized
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
-def called(name, layer):
-    return f"{name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"
-
-
-def few(names):
-    """The last names, which matter most, and how many more there are."""
-    names = [name if "(" in name else repr(name or "the model") for name in names]
-    return (f"{len(names) - 3} more and " if len(names) > 3 else "") + ", ".join(names[-3:])
 
 
 def skipped(model, skip, classes):

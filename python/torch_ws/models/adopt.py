@@ -13,10 +13,10 @@ import warnings
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ._adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
-from ._check import check, check_weight
-from ._convertible import called, few, inside_attention, refuse_wrapped
+from .._check import called, check, check_weight, few
+from .adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
 from .convert import channel_rows, disable_fused
+from .convertible import inside_attention, refuse_wrapped
 
 logger = logging.getLogger(__name__)
 

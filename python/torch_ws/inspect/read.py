@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ._inspect_stored import (
+from .stored import (
     Checkpoint,
     Stored,
     Unreadable,

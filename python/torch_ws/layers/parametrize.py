@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize as torch_parametrize
 
-from ._check import check, check_weight, resolve
-from .formulas import Formula, spelled
-from .functional import fan_in_of, standardize
+from .._check import check, check_weight
+from ..core.standardize import fan_in_of, standardize
+from ..formulas import Formula, resolve, spelled
 from .standardized import Standardized, regrouped
 
 
