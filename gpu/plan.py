@@ -89,7 +89,7 @@ def _tests() -> Stage:
 
 def gpu_tests() -> list[Path]:
     """Those of the stand-in are for machines without a GPU."""
-    found = (ROOT / "tests").glob("test_cuda*.py")
+    found = (ROOT / "tests" / "cuda").glob("test_cuda*.py")
     return [path for path in found if not path.name.startswith("test_cuda_stand_in")]
 
 
