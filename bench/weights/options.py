@@ -77,6 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """All that can be known to fail is refused here, before the first minute is spent."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    check_common(parser, args)
     if args.device == "cuda" and args.isa:
         parser.error("argument --isa: instruction sets are the CPU's; leave out --device cuda")
     current = torch_ws.cpu_capability()
@@ -91,7 +92,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"argument --{name}: given, but --only leaves the {name} out")
     if args.plot is not None and args.only == ["overhead"]:
         parser.error("argument --plot: --only overhead leaves nothing to draw")
-    check_common(parser, args)
     return args
 
 
