@@ -136,7 +136,7 @@ def _sanitizer(tool: str) -> Stage:
         tool,
         "--error-exitcode",
         "9",
-        *_python("-m", "gpu.sanitize"),
+        *_python("-m", "gpu.entries"),
     ]
     # One allocation of the driver's for each tensor: an access beyond it is then seen.
     environment = _environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")

@@ -15,7 +15,7 @@ import torch_ws
 from bench.options import make_parser as bench_parser
 from bench.workloads import parse_shape
 from gpu import __main__ as command
-from gpu import plan, sanitize, targets
+from gpu import entries, plan, targets
 from gpu.stages import ROOT, Result, Stage, run_together
 
 MACHINE = {"gpu": "a GPU", "architecture": "9.0"}
@@ -226,12 +226,12 @@ def test_reading_of_compute_sanitizer(log, detail, unable):
 @pytest.mark.skipif(not torch_ws.info()["cuda_build"], reason="built without CUDA: no launch table")
 def test_what_the_sanitizer_watches_computes_the_right_things(monkeypatch, capsys):
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)  # by the CPU's kernels
-    assert sanitize.main() == 0
+    assert entries.main() == 0
     assert "the worst error 0." in capsys.readouterr().out
     right = torch_ws.standardize
-    monkeypatch.setattr(sanitize, "standardize", lambda *ts, **kw: right(*ts, **kw) * 1.1)
+    monkeypatch.setattr(entries, "standardize", lambda *ts, **kw: right(*ts, **kw) * 1.1)
     weight = torch.randn(4, 9)
-    assert sanitize.one(weight, torch.float32) > 1
+    assert entries.one(weight, torch.float32) > 1
 
 
 # --- the command
