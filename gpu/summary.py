@@ -137,7 +137,7 @@ def render(found: dict) -> str:
         measured = "none" if each["measured"] is None else f"{each['measured']:.2f}{each['unit']}"
         limit = f"{each['sign']} {each['target']:g}{each['unit']}"
         met = "" if each["met"] else "MISSED"
-        line = f"{each['what']:56}{measured:>10}  {limit:10}{met:8}{each['note']}"
+        line = f"{each['what']:56}{measured:>11}  {limit:11}{met:8}{each['note']}"
         lines.append(line.rstrip())
     lines += [f"Not measured as planned: {line}" for line in found["missing"]]
     counts = Counter(stage["status"] for stage in found["stages"])
