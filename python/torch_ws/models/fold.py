@@ -133,7 +133,7 @@ def _warn_of_rest(model):
     remaining = [
         called(name, module)
         for name, module in model.named_modules()
-        if type(module).__module__.split(".")[0] == __package__
+        if type(module).__module__.split(".")[0] == __package__.split(".")[0]
         and not isinstance(module, Standardized)
     ]
     if remaining:
