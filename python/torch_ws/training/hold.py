@@ -15,7 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
-from .batch import Launch, launches, standardized_layers
+from . import batch
+from .batch import Member, batches, standardized_layers
 
 _CHANGED = (
     "{} changed inside torch_ws.hold: the standardized weights that the block used are not its "
@@ -69,15 +70,13 @@ def hold(model: nn.Module) -> Hold:
 class _Held:
     """One layer's standardized weight during the block, in one dtype, and its gradient so far."""
 
-    def __init__(self, layer, tensors, dtype, result):
-        self.layer = layer
-        self.dtype = dtype
-        self.tensors = tensors
-        self.inputs = Inputs(layer, tensors)
+    def __init__(self, member, result):
+        self.member = member
+        self.inputs = Inputs(member.layer, member.tensors)
         self.grad = None
         self.open = True
         self.leaf = result
-        if any(t is not None and t.requires_grad for t in tensors):
+        if any(t is not None and t.requires_grad for t in member.tensors):
             self.leaf.requires_grad_().register_post_accumulate_grad_hook(self._collect)
 
     def _collect(self, leaf):
@@ -88,7 +87,9 @@ class _Held:
                 "standardized in it; call backward inside the block"
             )
         if self.grad is None:
-            self.grad = grad.to(self.tensors[0].dtype)  # a sum in bfloat16 would soon stand still
+            self.grad = grad.to(
+                self.member.tensors[0].dtype
+            )  # a sum in bfloat16 would soon stand still
         else:
             self.grad += grad
 
@@ -114,12 +115,13 @@ class _Gradients(torch.autograd.Function):
         return None, *ctx.take()
 
 
-def _take(launch, some):
-    """The gradients of the launch's tensors from those of its results, which are let go of."""
+def _take(some):
+    """The gradients of the layers' tensors from those of their results, which are let go of."""
     grads = [held.grad for held in some]
     for held in some:
         held.leaf = held.grad = None
-    return [gradient for triple in launch.backward(grads) for gradient in triple]
+    triples = batch.backward([held.member for held in some], grads)
+    return [gradient for triple in triples for gradient in triple]
 
 
 class Hold:
@@ -172,16 +174,19 @@ class Hold:
         return None
 
     def _make(self, layers):
-        members = [(m, self._layers[m], autocast_dtype(self._layers[m][0])) for m in layers]
+        members = []
+        for layer in layers:
+            tensors = self._layers[layer]
+            members.append(Member(layer, tensors, autocast_dtype(tensors[0]), layer.formula))
         with torch.inference_mode(False), torch.enable_grad():
-            for launch in launches(members):
+            for some in batches(members):
                 with torch.no_grad():
-                    outs = launch.forward()
-                leaves = self._leaves.setdefault(launch.dtype, {})
-                for layer, tensors, out in zip(launch.layers, launch.tensors, outs, strict=True):
-                    held = _Held(layer, tensors, launch.dtype, layer._from_rows(out))
-                    self._held[layer, launch.dtype] = held
-                    leaves[layer] = layer.formula, held.leaf
+                    outs = batch.forward(some)
+                for member, out in zip(some, outs, strict=True):
+                    layer, _, dtype, formula = member
+                    held = _Held(member, layer._from_rows(out))
+                    self._held[layer, dtype] = held
+                    self._leaves.setdefault(dtype, {})[layer] = formula, held.leaf
 
     def __exit__(self, kind, error, traceback):
         for layer in self._layers:  # as they were, which compiled code guards
@@ -208,11 +213,8 @@ class Hold:
         tokens = []
         for some in by_device.values():
             with torch.enable_grad():
-                launch = Launch([(held.layer, held.tensors) for held in some], None)
-                # that of the results: the layer may have another by now
-                launch.formulas = [held.inputs.formula for held in some]
-                tensors = [t for held in some for t in held.tensors]
-                tokens.append(_Gradients.apply(functools.partial(_take, launch, some), *tensors))
+                tensors = [t for held in some for t in held.member.tensors]
+                tokens.append(_Gradients.apply(functools.partial(_take, some), *tensors))
         if tokens:
             # through autograd, not into .grad: for the hooks of DistributedDataParallel and others
             torch.autograd.backward(tokens)
