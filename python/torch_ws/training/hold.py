@@ -11,18 +11,12 @@ import functools
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
 from . import batch
 from .batch import Member, batches, standardized_layers
-
-_CHANGED = (
-    "{} changed inside torch_ws.hold: the standardized weights that the block used are not its "
-    "own any more. Step the optimizer, and load or write parameters, after the block. No gradient "
-    "of a standardized weight was added"
-)
+from .watch import CHANGED, Watch
 
 
 def hold(model: nn.Module) -> Hold:
@@ -125,19 +119,16 @@ def _take(some):
 
 
 class Hold:
-    """What :func:`hold` returns. Entered once."""
+    """What :func:`hold` returns. Entered once; in the block its layers' Provider."""
 
-    idle = False
+    idle = permanent = False
 
     def __init__(self, model):
         self._model = model
         self._layers: dict | None = None  # layer -> its (weight, gain, shift) at the beginning
         self._held: dict = {}  # (layer, dtype) -> _Held
         self._leaves: dict = {}  # dtype -> layer -> (formula, leaf), for compiled code
-        self._versions: dict = {}  # every parameter -> its version at the beginning
-        self._collected: dict = {}  # other parameters -> the gradient they collected, its version
-        self._hooks: list = []
-        self._synchronized = False
+        self._watch: Watch | None = None
         self._providers: dict = {}  # layer -> the provider that it had, where it had one
 
     def __enter__(self):
@@ -146,9 +137,9 @@ class Hold:
         layers = standardized_layers(self._model)
         if any(layer._is_provided_for() for layer in layers):
             raise RuntimeError("torch_ws.hold: blocks of one model cannot be nested")
-        self._watch_ddp()
-        self._layers = {layer: layer._tensors() for layer in layers}
-        self._watch_parameters()
+        found = {layer: layer._tensors() for layer in layers}
+        self._watch = Watch(self._model, found.values())
+        self._layers = found
         self._providers = {m: m._provider for m in layers if "_provider" in m.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
@@ -157,7 +148,7 @@ class Hold:
         return self
 
     def take(self, layer, tensors, dtype):
-        """The layer's held result; None: the layer computes its own. See Standardized."""
+        """The layer's held result; None: the layer computes its own."""
         known = self._layers.get(layer)
         if known is None or any(a is not b for a, b in zip(tensors, known, strict=True)):
             return None  # a replica; or torch.func.functional_call has put other tensors there
@@ -170,7 +161,7 @@ class Hold:
         if held.inputs.are(layer, tensors):
             return held.leaf
         if not held.inputs.unchanged():
-            raise RuntimeError(_CHANGED.format(f"a parameter of {layer}"))
+            raise RuntimeError(CHANGED.format(f"a parameter of {layer}"))
         return None
 
     def _make(self, layers):
@@ -193,17 +184,18 @@ class Hold:
             layer.__dict__.pop("_provider", None)
             if layer in self._providers:
                 layer.__dict__["_provider"] = self._providers[layer]
-        for hook in self._hooks:
-            hook.remove()
+        self._watch.remove()
         try:
             if error is None:
-                self._check_unchanged()
+                if not all(held.inputs.unchanged() for held in self._held.values()):
+                    raise RuntimeError(CHANGED.format("a parameter"))
+                self._watch.check()
                 self._leaves = {}  # or they would be there beside the gradients of both kinds
                 self._backward()
         finally:
             for held in self._held.values():
                 held.close()
-            self._held, self._leaves, self._collected = {}, {}, {}
+            self._held, self._leaves, self._watch = {}, {}, None
 
     def _backward(self):
         by_device: dict = {}
@@ -218,66 +210,3 @@ class Hold:
         if tokens:
             # through autograd, not into .grad: for the hooks of DistributedDataParallel and others
             torch.autograd.backward(tokens)
-
-    def _watch_parameters(self):
-        held = {id(t) for tensors in self._layers.values() for t in tensors}
-        self._hooks.append(register_optimizer_step_pre_hook(self._refuse_step))
-        # Reductions write to gradients too, and cannot be told from a user's hand.
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        for parameter in self._model.parameters():
-            if parameter.is_inference():
-                continue
-            self._versions[parameter] = parameter._version
-            if parameter.requires_grad and id(parameter) not in held and not distributed:
-                check = functools.partial(self._check_gradient, parameter)
-                self._hooks.append(parameter.register_hook(check))
-                hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)
-                self._hooks.append(hook)
-
-    def _refuse_step(self, optimizer, args, kwargs):
-        if not torch.compiler.is_compiling():  # whose step counts versions
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            if any(p in self._versions for p in parameters):
-                raise RuntimeError(_CHANGED.format("a parameter would be"))
-
-    def _check_gradient(self, parameter, _=None):
-        """Raises if what `parameter` had collected is not there as it was."""
-        grad, version = self._collected.get(parameter, (None, None))
-        if grad is not None and (parameter.grad is not grad or grad._version != version):
-            raise RuntimeError(
-                "gradients were changed inside torch_ws.hold, before those of the standardized "
-                "weights were there: unscale, clip, step and zero_grad after the block. No "
-                "gradient of a standardized weight was added"
-            )
-
-    def _note_gradient(self, parameter):
-        self._collected[parameter] = parameter.grad, parameter.grad._version
-
-    def _check_unchanged(self):
-        if any(p._version != version for p, version in self._versions.items()) or not all(
-            held.inputs.unchanged() for held in self._held.values()
-        ):
-            raise RuntimeError(_CHANGED.format("a parameter"))
-        for parameter in self._collected:
-            self._check_gradient(parameter)
-
-    def _watch_ddp(self):
-        for module in self._model.modules():
-            if not isinstance(module, nn.parallel.DistributedDataParallel):
-                continue
-            for option in ("find_unused_parameters", "static_graph"):
-                if getattr(module, option):
-                    raise ValueError(
-                        f"torch_ws.hold: DistributedDataParallel must have {option}=False, got "
-                        "True: the weights' gradients come after its backward pass"
-                    )
-            self._hooks.append(module.register_forward_pre_hook(self._check_synchronization))
-
-    def _check_synchronization(self, module, args):
-        if torch.is_grad_enabled() and module.require_backward_grad_sync:
-            if self._synchronized:
-                raise RuntimeError(
-                    "torch_ws.hold: all passes but the last must run under the no_sync() of "
-                    "DistributedDataParallel; this is the second that synchronizes"
-                )
-            self._synchronized = True
