@@ -248,7 +248,7 @@ def before_gather_refusals(rank, world):
     for message, model in models.items():
         refused(ValueError, message, lambda model=model: standardize_before_gather(model))
         layers = [module for module in model.modules() if isinstance(module, Standardized)]
-        assert all("standardized_weight" not in vars(layer) for layer in layers)
+        assert all("_provider" not in vars(layer) for layer in layers)
 
 
 @case

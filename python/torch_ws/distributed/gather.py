@@ -9,8 +9,6 @@ ranks reduce is its gradient, and a hook turns each rank's part of that into the
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -141,12 +139,14 @@ class _Rows(torch.Tensor):
 
 
 class _Gathering:
-    """One weight that is gathered standardized: what its layers apply, and how it gets its .grad.
+    """One weight that is gathered standardized: its layers' Provider, and how it gets its .grad.
 
     FSDP2 adds what it has reduced to .grad and then calls the parameter's hooks. What it reduces is
     the gradient of the standardized weight, while .grad, of an earlier pass, is the weight's. So
     that one is put aside when the backward pass reaches the weight, and added to after.
     """
+
+    idle, permanent = False, True
 
     def __init__(self, fsdp_parameter):
         self.record = fsdp_parameter
@@ -161,19 +161,19 @@ class _Gathering:
         parameter._local_tensor = parameter._local_tensor.as_subclass(_Rows)
         fsdp_parameter._init_extensions()
         for layer in (self.layer, *fsdp_parameter._module_info.shared_modules):
-            earlier = vars(layer).get("standardized_weight")
-            if earlier is not None:
-                earlier.func.__self__.remove()
-            layer.standardized_weight = partial(self.weight_of, layer)
+            if isinstance(layer._provider, _Gathering):
+                layer._provider.remove()
+            layer.__dict__["_provider"] = self
 
     def remove(self):
         for hook in self.hooks:
             hook.remove()
 
-    def weight_of(self, layer):
-        weight = layer.weight
+    def take(self, layer, tensors, dtype):
+        """The gathered weight, with gain and shift; `dtype` is FSDP2's mixed precision's."""
+        weight, gain, shift = tensors
         if isinstance(weight, DTensor):  # outside of a forward pass
-            return type(layer).standardized_weight(layer)
+            return None
         if not self.in_place():
             raise RuntimeError(
                 "the parameters were replaced after torch_ws.distributed.standardize_before_gather,"
@@ -183,10 +183,10 @@ class _Gathering:
             self.gathered = weight
             self.hooks.append(weight.register_hook(self.reached))
         vectors = (-1, *[1] * (weight.dim() - 1))
-        if layer.gain is not None:
-            weight = weight * layer.gain.view(vectors)
-        if layer.shift is not None:
-            weight = weight + layer.shift.view(vectors)
+        if gain is not None:
+            weight = weight * gain.view(vectors)
+        if shift is not None:
+            weight = weight + shift.view(vectors)
         return weight
 
     def in_place(self):

@@ -5,7 +5,7 @@ A layer's parameter `weight` stays what it is; what the layer applies is
     standardize(weight, gain, shift, formula=formula)
 
 :meth:`Standardized.standardized_weight` is that: computed there, or kept from before where nothing
-trains (cache.py), or by a provider that computes it for many layers at once (group.py, hold.py).
+trains (cache.py), or by a provider that computes it instead (training/provider.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,8 +22,13 @@ from torch.fx import Proxy
 from ..core.private import any_autocast
 from ..core.standardize import standardize
 from ..formulas import Formula, formulas, resolve, spelled
-from .cache import cacheable, cached
+from .cache import EvalCache
 from .raw_weight import NoBaseLayer, refuse_fusion
+
+if TYPE_CHECKING:
+    from ..training.provider import Provider
+
+_EVAL_CACHE = EvalCache()
 
 
 def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
@@ -71,7 +77,7 @@ class Standardized(nn.Module):
     base_layer = NoBaseLayer()
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
-    _provider = None  # computes for many layers at once, if it is not idle: in a pass or a block
+    _provider: Provider | None = None  # is asked first for the standardized weight
     _cached = None
 
     def __init_subclass__(cls, **kwargs):
@@ -131,8 +137,10 @@ class Standardized(nn.Module):
             result = self._provider.take(self, tensors, dtype)
             if result is not None:
                 return result
-        if not (self.training and tensors[0].requires_grad) and cacheable(self, tensors):
-            return cached(self, tensors, dtype)
+        if not (self.training and tensors[0].requires_grad):
+            result = _EVAL_CACHE.take(self, tensors, dtype)
+            if result is not None:
+                return result
         return self._standardize(tensors, dtype)
 
     def _is_provided_for(self):

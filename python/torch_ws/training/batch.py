@@ -21,7 +21,7 @@ def standardized_layers(model: nn.Module) -> list[Standardized]:
     """The model's layers whose weights can be computed together with others'.
 
     Not those whose weight is no parameter but computed anew at every access
-    (torch.nn.utils.parametrize), nor a part of one (DTensor): they go on by themselves.
+    (torch.nn.utils.parametrize), nor a part of one (DTensor), nor those with a permanent provider.
     """
     found, seen, pending = [], set(), [model]
     while pending:  # model.modules(), in a third of its time
@@ -33,6 +33,7 @@ def standardized_layers(model: nn.Module) -> list[Standardized]:
             isinstance(module, Standardized)
             and module._parameters.get("weight") is not None
             and not is_traceable_wrapper_subclass(module._parameters["weight"])
+            and not (module._provider is not None and module._provider.permanent)
         ):
             found.append(module)
         pending.extend(list(module._modules.values())[::-1])

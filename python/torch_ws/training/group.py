@@ -88,9 +88,9 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
 
 class Group:
-    """What :func:`group` returns. Between passes also its layers' provider, an idle one."""
+    """What :func:`group` returns. Between passes also its layers' Provider, an idle one."""
 
-    idle = True
+    idle, permanent = True, False
 
     def __init__(self, model: nn.Module, bucket_mb: float | None):
         self._model = weakref.ref(model)
@@ -182,9 +182,9 @@ def _members(model) -> dict[Standardized, Member]:
 
 
 class _Pass:
-    """One forward pass of the model: what its layers ask instead of computing; see Standardized."""
+    """One forward pass of the model, and its layers' Provider."""
 
-    idle = False
+    idle = permanent = False
 
     def __init__(self, group: Group, members: dict, used: dict | None, limit: float | None):
         self.group = group
