@@ -25,6 +25,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .core.private import metadata_of, set_metadata
+from .layers.standardized import TRANSPOSED
+
 Tensor = torch.Tensor
 
 ORIGINAL = "parametrizations.weight.original"
@@ -188,7 +191,7 @@ def _not_per_output_channel(g, v, bias, layer, modules):
     module = modules.get(layer[:-1])
     if module is None:
         return "belongs to a layer that the model does not have"
-    if not isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if not isinstance(module, TRANSPOSED):
         return None if 0 in found else per_input
     if module.groups > 1:
         return "is a grouped transposed convolution's, in which no dim is the output channels"
@@ -230,8 +233,9 @@ def _translated(function, state_dict, changes, bad):
         raise ValueError(f"{function}: {'; '.join(bad)}")
     items = (changes.get(key, (key, tensor)) for key, tensor in state_dict.items())
     result = OrderedDict(items) if isinstance(state_dict, OrderedDict) else dict(items)
-    if hasattr(state_dict, "_metadata"):
-        result._metadata = copy.copy(state_dict._metadata)
+    metadata = metadata_of(state_dict)
+    if metadata is not None:
+        set_metadata(result, copy.copy(metadata))
     return result
 
 

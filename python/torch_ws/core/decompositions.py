@@ -14,6 +14,7 @@ import torch
 from ..reference import standardize_op
 from .autograd import _DEFAULTS
 from .many import reference_many
+from .private import OpOverload
 
 
 def _standardize(weight, gain=None, shift=None, **options):
@@ -29,7 +30,7 @@ _TABLE = {
 }
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+def decompositions() -> dict[OpOverload, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
     The program then needs no torch_ws where it is loaded, and ONNX can express it::

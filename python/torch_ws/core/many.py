@@ -21,7 +21,8 @@ from .._check import (
     explain_backward,
 )
 from ..formulas import Formula, resolve
-from .autograd import differentiable_backward, direct, library, needs_reference
+from .autograd import differentiable_backward, library
+from .private import direct, direct_apply, needs_reference
 from .standardize import fan_in_of, standardize
 
 Tensor = torch.Tensor
@@ -167,7 +168,7 @@ class StandardizeMany(torch.autograd.Function):
         return None, *results
 
 
-apply_many = super(torch.autograd.Function, StandardizeMany).apply
+apply_many = direct_apply(StandardizeMany)  # after needs_reference()
 
 
 def _listed(name, values, count=None):

@@ -10,8 +10,8 @@ from torch.fx.proxy import TraceError
 from .. import reference
 from .._check import allocate_again, check, check_weight, explain
 from ..formulas import Formula, resolve
-from .autograd import apply, needs_reference, raw_forward
-from .private import is_tracing
+from .autograd import apply, raw_forward
+from .private import is_tracing, needs_reference
 
 Tensor = torch.Tensor
 

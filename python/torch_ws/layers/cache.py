@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..core.autograd import needs_reference
-from ..core.private import is_tracing, storage_users
+from ..core.private import is_tracing, needs_reference, storage_users
 
 _everything_known: weakref.WeakSet = weakref.WeakSet()
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.private import output_padding
 from ..formulas import Formula
 from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
@@ -145,7 +146,8 @@ class _ConvTranspose(Standardized):
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""
-        output_padding = self._output_padding(
+        padding_of_output = output_padding(
+            self,
             input,
             output_size,
             self.stride,
@@ -160,7 +162,7 @@ class _ConvTranspose(Standardized):
             self.bias,
             self.stride,
             self.padding,
-            output_padding,
+            padding_of_output,
             self.groups,
             self.dilation,
         )

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from .._check import check, check_weight
 from ..core.standardize import fan_in_of, standardize
 from ..formulas import Formula, resolve, spelled
-from .standardized import Standardized, regrouped
+from .standardized import TRANSPOSED, Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
@@ -130,7 +130,7 @@ def parametrize(
 
     groups = 1
     if channel_dim is None:
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight"
+        transposed = isinstance(module, TRANSPOSED) and name == "weight"
         groups = module.groups if transposed else 1
         channel_dim = 1 if transposed and groups == 1 else 0
     parametrization = WeightStandardization(formula, channel_dim, groups)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from ..core.private import any_autocast
+from ..core.private import any_autocast, metadata_of
 from ..core.standardize import standardize
 from ..formulas import Formula, formulas, resolve, spelled
 from .cache import EvalCache
@@ -47,6 +47,9 @@ def regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
     (groups * inputs, outputs, ...) becomes (groups * outputs, inputs, ...).
     """
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Standardized(nn.Module):
@@ -214,7 +217,7 @@ class Standardized(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", {})
+        metadata = metadata_of(destination) or {}
         if prefix[:-1] in metadata:
             metadata[prefix[:-1]]["formula"] = dataclasses.asdict(self.formula)
 

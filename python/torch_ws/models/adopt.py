@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .._check import called, check, check_weight, few
+from ..core.private import forward_pre_hooks, loading_hooks
 from .adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
 from .convert import channel_rows, disable_fused
 from .convertible import inside_attention, refuse_wrapped
@@ -99,12 +100,12 @@ def _carry_out(step):
         # torch cannot leave one of two originals; what it leaves is replaced below
         leave = not layer.parametrizations.weight.is_tensor
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave)
-        loading = layer._load_state_dict_pre_hooks  # weight_norm's there, for its older keys
+        loading = loading_hooks(layer)  # weight_norm's there, for its older keys
         for key in [k for k, hook in loading.items() if _is_weight_norms(hook)]:
             del loading[key]
     elif weight_norm := hooks(layer):
         for key in weight_norm:
-            del layer._forward_pre_hooks[key]
+            del forward_pre_hooks(layer)[key]
         del layer.weight_g, layer.weight_v
     else:
         for name in ATTRIBUTES:

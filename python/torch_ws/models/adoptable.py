@@ -10,11 +10,12 @@ import math
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from ..core.private import WEIGHT_NORM, forward_pre_hooks
 from ..formulas import Formula, formulas
 from ..layers.modules import WSConv2d
+from ..layers.standardized import TRANSPOSED
 from .convert import CONVOLUTIONS, LINEAR
 
 
@@ -68,7 +69,6 @@ TENSORS = ("gain", "weight_gamma", "weight_beta")
 
 # On layers of torch.nn: parametrizations, and weight_norm's forward pre-hook
 COMPOSER = "composer.algorithms.weight_standardization.weight_standardization.WeightStandardizer"
-WEIGHT_NORM = "torch.nn.utils.parametrizations._WeightNorm"
 WEIGHT_NORM_HOOK = "torch.nn.utils.weight_norm.WeightNorm"
 
 
@@ -103,7 +103,7 @@ def recognized(name: str, layer: nn.Module) -> Step | None:
 
 def hooks(layer: nn.Module) -> dict:
     """weight_norm's hooks on the layer by their keys."""
-    every = layer._forward_pre_hooks.items()
+    every = forward_pre_hooks(layer).items()
     return {key: hook for key, hook in every if _name(type(hook)) == WEIGHT_NORM_HOOK}
 
 
@@ -137,7 +137,7 @@ def _of_torch_nn(name, layer):
     [one] = made_by
     if "weight" not in (lists or [one.name]):
         return None
-    transposed = isinstance(layer, _ConvTransposeNd)
+    transposed = isinstance(layer, TRANSPOSED)
     if _name(type(one)) == COMPOSER:
         step = Step(name, layer, cls, formulas["bit"], lists["weight"].original)
         return None if transposed else step

@@ -17,7 +17,7 @@ from torch import nn
 from .._check import called, check, check_weight
 from ..formulas import Formula, denominator, resolve
 from ..layers import modules
-from ..layers.standardized import Standardized, regrouped
+from ..layers.standardized import TRANSPOSED, Standardized, regrouped
 from .convertible import (
     check_layer,
     inside_attention,
@@ -162,7 +162,7 @@ def _plan(name, layer, classes, formula, gain, shift, preserve):
 
 def channel_rows(layer, weight):
     """The weight as one row an output channel."""
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    if isinstance(layer, TRANSPOSED):
         weight = regrouped(weight, layer.groups)
     return weight.flatten(1)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .._check import called, few
+from ..core.private import set_padding
 from ..layers.standardized import Standardized
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
 
@@ -83,8 +84,7 @@ def _fold(layer, made_of):
             known.append(new)
     layer.weight = new
     if _strided_same(layer):
-        layer.padding = _fixed_padding(layer)
-        layer._reversed_padding_repeated_twice = [p for p in layer.padding[::-1] for _ in range(2)]
+        set_padding(layer, _fixed_padding(layer))
     layer.__class__ = PLAIN[type(layer)]
     del layer.gain, layer.shift
     for name in ("formula", "eval_cache", "_cached", "_provider"):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..core.autograd import differentiable_backward
 from ..core.many import apply_many, raw_backward_many, scalars_of, standardize_many
+from ..core.private import is_traceable_wrapper_subclass
 from ..formulas import Formula
 from ..layers.standardized import Standardized
 

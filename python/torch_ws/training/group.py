@@ -18,8 +18,7 @@ import weakref
 import torch
 from torch import nn
 
-from ..core.autograd import needs_reference
-from ..core.private import in_backward, saved_tensors_hooks
+from ..core.private import in_backward, needs_reference, original_of, saved_tensors_hooks
 from ..layers.cache import cacheable
 from ..layers.standardized import Standardized, autocast_dtype
 from .batch import Member, attach, batches, forward, has_kernel, standardized_layers
@@ -71,8 +70,8 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
             raise TypeError(f"bucket_mb must be a number or None, got {type(bucket_mb).__name__}")
         if not bucket_mb > 0:
             raise ValueError(f"bucket_mb must be positive, got {bucket_mb}")
-    while "_orig_mod" in model._modules:  # from torch.compile
-        model = model._orig_mod
+    while (original := original_of(model)) is not None:
+        model = original
     if "forward" in model.__dict__:
         raise ValueError(
             f"model must not have its forward replaced on the instance; {type(model).__name__} has"

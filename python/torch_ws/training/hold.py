@@ -12,6 +12,7 @@ import functools
 import torch
 from torch import nn
 
+from ..core.private import is_compiled
 from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
 from . import batch
@@ -143,7 +144,7 @@ class Hold:
         self._providers = {m: m._provider for m in layers if "_provider" in m.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
-        if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in self._model.modules()):
+        if any(map(is_compiled, self._model.modules())):
             self._make(layers)  # compiled code can use results, but not keep what it makes
         return self
 
