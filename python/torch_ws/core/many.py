@@ -19,6 +19,7 @@ from .._check import (
     check_weight,
     explain,
     explain_backward,
+    naming,
 )
 from ..formulas import Formula, resolve
 from .autograd import differentiable_backward, library
@@ -107,7 +108,7 @@ def standardize_many(
         ]
     except (AttributeError, RuntimeError, TypeError, IndexError):
         for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
-            with _naming(i):
+            with naming(f"weights[{i}]"):
                 check_weight(weight, dim)
         scalars = scalars_of(weights, formulas, channel_dims)
         _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
@@ -197,20 +198,6 @@ def scalars_of(weights, formulas, channel_dims):
     return scalars
 
 
-class _naming:
-    """Puts the index of a weight before the message of an error."""
-
-    def __init__(self, index):
-        self.index = index
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is not None:
-            raise kind(f"weights[{self.index}]: {error}") from error
-
-
 def _whole(name, number):
     if not float(number).is_integer():
         raise ValueError(f"{name} must be a whole number, got {number}")
@@ -247,7 +234,7 @@ def _check_one_device(weights, i):
 def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
     _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
-        with _naming(i):
+        with naming(f"weights[{i}]"):
             options = _options(formulas, i)
             each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
             _check_one_device(weights, i)
@@ -256,7 +243,7 @@ def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check
 def _check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
     _check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
-        with _naming(i):
+        with naming(f"weights[{i}]"):
             each(grads[i], weight, gains[i], channel_dims[i], *_options(formulas, i))
             _check_one_device(weights, i)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from .._check import OUTPUT_DTYPES, called
+from .._check import OUTPUT_DTYPES, called, check_module, naming
 from ..core.autograd import raw_backward
 from ..core.private import after_backward, local_tensor, no_torch_function, sharded_parameters
 from ..core.standardize import fan_in_of, standardize
@@ -59,8 +59,7 @@ def standardize_before_gather(model: nn.Module) -> nn.Module:
             it again. In the backward pass, when a reduction adds earlier, unreduced gradients of a
             layer that this pass did not use to gradients that it has already: that sum is lost.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     names = {module: name for name, module in model.named_modules()}
     plan = []
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -72,10 +71,8 @@ def standardize_before_gather(model: nn.Module) -> nn.Module:
             and parameter.name == "weight"
             and parameter.placement == Shard(0)
         ):
-            try:
+            with naming(called(names.get(layer), layer)):
                 _check(parameter)
-            except ValueError as error:
-                raise ValueError(f"{called(names.get(layer), layer)}: {error}") from None
             plan.append(parameter)
     if not plan:
         raise ValueError(

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from .._check import called, few
+from .._check import called, check_module, few, naming
 from ..core.private import set_padding
 from ..layers.standardized import Standardized
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
@@ -44,17 +44,14 @@ def fold(model: nn.Module) -> nn.Module:
             a stride where the padding depends on the input's size. The model is unchanged.
         RuntimeError: the model is grouped, or inside ``hold``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     for name, module in model.named_modules():
         if "_ws_group" in vars(module):
             raise RuntimeError(f"{called(name, module)}: is grouped: remove() group's handle first")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Standardized)}
     for name, layer in layers.items():
-        try:
+        with naming(called(name, layer)):
             _check_layer(layer)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise type(error)(f"{called(name, layer)}: {error}") from error
     _warn_of_rest(model)
 
     made_of = {}  # a weight -> the new ones, which are several if formulas or gains differ
