@@ -25,7 +25,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .core.private import metadata_of, set_metadata
 from .layers.standardized import TRANSPOSED
 
 Tensor = torch.Tensor
@@ -233,9 +232,8 @@ def _translated(function, state_dict, changes, bad):
         raise ValueError(f"{function}: {'; '.join(bad)}")
     items = (changes.get(key, (key, tensor)) for key, tensor in state_dict.items())
     result = OrderedDict(items) if isinstance(state_dict, OrderedDict) else dict(items)
-    metadata = metadata_of(state_dict)
-    if metadata is not None:
-        set_metadata(result, copy.copy(metadata))
+    if hasattr(state_dict, "_metadata"):
+        result._metadata = copy.copy(state_dict._metadata)
     return result
 
 

@@ -79,7 +79,7 @@ def differentiable_backward(needed, grad, weight, gain, arguments):
 
 
 # The options of ws::standardize in the order of the raw ops' arguments, with its schema's defaults.
-_DEFAULTS = {
+DEFAULTS = {
     "channel_dim": 0,
     "eps": 1e-5,
     "eps_mode": 0,
@@ -91,7 +91,7 @@ _DEFAULTS = {
 
 
 def _autograd(weight, gain=None, shift=None, **options):
-    arguments = tuple({**_DEFAULTS, **options}.values())
+    arguments = tuple({**DEFAULTS, **options}.values())
     if needs_reference():
         check(weight, gain, shift, *arguments)
         return reference.standardize_op(weight, gain, shift, *arguments)
@@ -109,7 +109,7 @@ def _fake_forward(weight, gain, shift, *arguments):
 
 
 def _fake_standardize(weight, gain=None, shift=None, **options):
-    return _fake_forward(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+    return _fake_forward(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
 def _fake_backward(grad, weight, gain, *arguments):

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 
 from ..reference import standardize_op
-from .autograd import _DEFAULTS
+from .autograd import DEFAULTS
 from .many import reference_many
 from .private import OpOverload
 
 
 def _standardize(weight, gain=None, shift=None, **options):
-    return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+    return standardize_op(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
 _TABLE = {

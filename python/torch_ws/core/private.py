@@ -1,26 +1,23 @@
 """PyTorch's private names, each with the reason why no public one does. No other file has one.
 
-But for those in EVERYWHERE, which are private by their spelling alone: what authors of nn.Module's
-subclasses read and override, and the version counter, which all of the ecosystem reads. A function
-around them would cost a call where calls count. A test holds the other files to that, and each name
-to being there in the PyTorch that is installed; what a later one lacks is an error, not a guess.
+But for those in EVERYWHERE, private by their spelling alone: what authors of nn.Module's subclasses
+read and override, a state dict's metadata, and the version counter, which all of the ecosystem
+reads. Functions around these would cost calls where calls count. A test holds the other files to
+that, and each name to being there; one that a later PyTorch lacks is an error, not a guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
-EVERYWHERE = frozenset(
-    {
-        *("_parameters", "_buffers", "_modules", "_apply", "_conv_forward"),
-        *("_save_to_state_dict", "_load_from_state_dict", "_version"),
-    }
-)
+EVERYWHERE = {"_parameters", "_buffers", "_modules", "_apply", "_conv_forward", "_version"}
+EVERYWHERE |= {"_save_to_state_dict", "_load_from_state_dict", "_metadata"}
 
 # The public is_autocast_enabled and is_tracing take several times as long; every call asks both.
 any_autocast = torch._C._is_any_autocast_enabled
@@ -92,24 +89,10 @@ def set_padding(convolution: nn.Module, padding: tuple[int, ...]) -> None:
     convolution._reversed_padding_repeated_twice = [p for p in padding[::-1] for _ in range(2)]
 
 
-def forward_pre_hooks(module: nn.Module) -> dict:
-    """A module's hooks by their keys: without its handle no public function removes a hook."""
-    return module._forward_pre_hooks
-
-
-def loading_hooks(module: nn.Module) -> dict:
-    """The hooks before a state dict is loaded, by their keys: likewise."""
-    return module._load_state_dict_pre_hooks
-
-
-def set_metadata(state_dict: dict, metadata: dict) -> None:
-    """Sets what `Module.state_dict` hangs on its result, whose name alone is documented."""
-    state_dict._metadata = metadata
-
-
-def metadata_of(state_dict: dict) -> dict | None:
-    """What `set_metadata` sets; None: none."""
-    return getattr(state_dict, "_metadata", None)
+# A module's hooks by key: nothing public lists those before its forward, or removes one of those
+# before it loads a state dict without its handle.
+forward_pre_hooks = attrgetter("_forward_pre_hooks")
+loading_hooks = attrgetter("_load_state_dict_pre_hooks")
 
 
 def original_of(model: nn.Module) -> nn.Module | None:
@@ -122,9 +105,8 @@ def is_compiled(module: nn.Module) -> bool:
     return original_of(module) is not None or module._compiled_call_impl is not None
 
 
-def local_tensor(dtensor: torch.Tensor) -> torch.Tensor:
-    """A DTensor's own local tensor: to_local() gives a view of it, or a part of a graph."""
-    return dtensor._local_tensor
+# A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.
+local_tensor = attrgetter("_local_tensor")
 
 
 class ShardedParameter:

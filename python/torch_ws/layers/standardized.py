@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from ..core.private import any_autocast, metadata_of
+from .._check import check_flags
+from ..core.private import any_autocast
 from ..core.standardize import standardize
 from ..formulas import Formula, formulas, resolve, spelled
 from .cache import EvalCache
@@ -104,9 +105,7 @@ class Standardized(nn.Module):
         **kwargs,
     ):
         formula = resolve(formula)
-        for name, flag in (("gain", gain), ("shift", shift)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+        check_flags(gain=gain, shift=shift)
         super().__init__(*args, **kwargs)
         self.formula = formula
         shape = (getattr(self, self.channels),)
@@ -217,13 +216,11 @@ class Standardized(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = metadata_of(destination) or {}
+        metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:
             metadata[prefix[:-1]]["formula"] = dataclasses.asdict(self.formula)
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
         self.__dict__.pop("_cached", None)  # PyTorch can swap no tensor that it refers to
         saved = local_metadata.get("formula")
         if saved is not None and saved != dataclasses.asdict(self.formula):
@@ -234,18 +231,10 @@ class Standardized(nn.Module):
                 UserWarning,
                 stacklevel=2,
             )
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
         gain, own = state_dict.get(prefix + "gain"), self._parameters.get("gain")
         if gain is not None and own is not None and gain.shape == (len(own), 1, 1, 1):
-            error_msgs.append(
+            others[-1].append(  # PyTorch's error_msgs
                 f"{prefix}gain has the shape of timm's: torch_ws.checkpoints.from_timm translates "
                 "its state dicts"
             )
@@ -275,8 +264,7 @@ def eval_cache(enabled: bool, model: nn.Module | None = None) -> None:
     Raises:
         TypeError: an argument is of the wrong type.
     """
-    if not isinstance(enabled, bool):
-        raise TypeError(f"enabled must be a bool, got {type(enabled).__name__}")
+    check_flags(enabled=enabled)
     if model is None:
         Standardized.eval_cache = enabled
         return

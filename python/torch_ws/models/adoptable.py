@@ -37,31 +37,21 @@ def _timm_gamma(layer):
     return short if short * fan_in**-0.5 == layer.scale else exact
 
 
-def _transformers(layer):
-    return Formula(eps=layer.eps, eps_mode="var"), None, None, layer.pad is not None
-
-
-def _mmcv(layer):
-    return Formula(eps=layer.eps, correction=1), None, None, False
-
-
-def _mmcv_aws(layer):
-    return formulas["mmcv_aws"], layer.weight_gamma, layer.weight_beta, False
-
-
-def _bit(layer):
-    return formulas["bit"], None, None, False
-
-
 TIMM = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 # A subclass of nn.Conv2d -> what reads its formula, gain, shift, and if it pads as TensorFlow
 LAYERS = {
     **{f"timm.layers.std_conv.{name}": _timm for name in TIMM},
     **{f"timm.models.layers.std_conv.{name}": _timm for name in TIMM},  # before timm 0.9
-    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": _transformers,
-    "mmcv.cnn.bricks.conv_ws.ConvWS2d": _mmcv,
-    "mmcv.cnn.bricks.conv_ws.ConvAWS2d": _mmcv_aws,
-    "bit_pytorch.models.StdConv2d": _bit,
+    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": (
+        lambda layer: (Formula(eps=layer.eps, eps_mode="var"), None, None, layer.pad is not None)
+    ),
+    "mmcv.cnn.bricks.conv_ws.ConvWS2d": (
+        lambda layer: (Formula(eps=layer.eps, correction=1), None, None, False)
+    ),
+    "mmcv.cnn.bricks.conv_ws.ConvAWS2d": (
+        lambda layer: (formulas["mmcv_aws"], layer.weight_gamma, layer.weight_beta, False)
+    ),
+    "bit_pytorch.models.StdConv2d": lambda layer: (formulas["bit"], None, None, False),
 }
 # What such a layer has beside torch.nn's attributes
 ATTRIBUTES = ("eps", "scale", "gain_init", "use_layernorm", "same_pad", "pad")

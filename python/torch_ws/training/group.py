@@ -18,6 +18,7 @@ import weakref
 import torch
 from torch import nn
 
+from .._check import check_module
 from ..core.private import in_backward, needs_reference, original_of, saved_tensors_hooks
 from ..layers.cache import cacheable
 from ..layers.standardized import Standardized, autocast_dtype
@@ -63,8 +64,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
             class's.
         RuntimeError: a part of the model belongs to a group already.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if bucket_mb is not None:
         if isinstance(bucket_mb, bool) or not isinstance(bucket_mb, (int, float)):
             raise TypeError(f"bucket_mb must be a number or None, got {type(bucket_mb).__name__}")
@@ -194,12 +194,9 @@ class _Pass:
             self.thread = threading.get_ident()
             self.saved_hooks = saved_tensors_hooks()
         # A checkpointed pass must save the same tensors when it is repeated, whatever was learned.
-        if used is None or self.saved_hooks is not None:
-            order = list(members)
-        else:
-            order = [layer for layer in used if layer in members]
+        order = members if used is None or self.saved_hooks is not None else used
         self.places: dict = {}  # layer -> the results of its batch, and its place there
-        for batch in batches([members[layer] for layer in order]):
+        for batch in batches([members[layer] for layer in order if layer in members]):
             results = _Results(batch, limit)
             for i, member in enumerate(batch):
                 self.places[member.layer] = results, i
@@ -213,21 +210,19 @@ class _Pass:
         member = self.members.get(layer)
         if member is None or member.dtype != dtype or not _same(member.tensors, tensors):
             return None
-        if torch.compiler.is_compiling():
-            place = self.places.get(layer)
-            return None if place is None else place[0].result(place[1])
-        if (
-            self.thread != threading.get_ident()
-            or needs_reference()
-            # Checkpointing computes a layer again after the pass: alone, saving other tensors.
-            or self.saved_hooks != saved_tensors_hooks()
-        ):
-            return None
-        self.used[layer] = None
-        place = self.places.get(layer)
-        if place is None or not place[0].unchanged(place[1]):
-            return None
-        return place[0].result(place[1])
+        results, i = self.places.get(layer, (None, None))
+        if not torch.compiler.is_compiling():
+            if (
+                self.thread != threading.get_ident()
+                or needs_reference()
+                # Checkpointing computes a layer again after the pass: alone, saving other tensors.
+                or self.saved_hooks != saved_tensors_hooks()
+            ):
+                return None
+            self.used[layer] = None
+            if results is not None and not results.unchanged(i):
+                return None
+        return None if results is None else results.result(i)
 
     def close(self):
         for layer in self.members:

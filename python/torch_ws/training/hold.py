@@ -12,6 +12,7 @@ import functools
 import torch
 from torch import nn
 
+from .._check import check_module
 from ..core.private import is_compiled
 from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
@@ -57,8 +58,7 @@ def hold(model: nn.Module) -> Hold:
             block; or a second synchronizing pass; or a backward pass after the block through
             weights held by it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     return Hold(model)
 
 
@@ -81,10 +81,8 @@ class _Held:
                 "a backward pass after the end of a torch_ws.hold block reached a weight that was "
                 "standardized in it; call backward inside the block"
             )
-        if self.grad is None:
-            self.grad = grad.to(
-                self.member.tensors[0].dtype
-            )  # a sum in bfloat16 would soon stand still
+        if self.grad is None:  # in the weight's dtype: a sum in bfloat16 would soon stand still
+            self.grad = grad.to(self.member.tensors[0].dtype)
         else:
             self.grad += grad
 
@@ -166,10 +164,8 @@ class Hold:
         return None
 
     def _make(self, layers):
-        members = []
-        for layer in layers:
-            tensors = self._layers[layer]
-            members.append(Member(layer, tensors, autocast_dtype(tensors[0]), layer.formula))
+        known = [(layer, self._layers[layer]) for layer in layers]
+        members = [Member(m, t, autocast_dtype(t[0]), m.formula) for m, t in known]
         with torch.inference_mode(False), torch.enable_grad():
             for some in batches(members):
                 with torch.no_grad():
