@@ -47,6 +47,36 @@ def before_gather_trains_like_one_process(rank, world):
     trains_like_one_process(kept, rank, world, optimizer=adamw)
 
 
+class Wrapped(nn.Module):
+    """Its pass begins before those of the parts that fully_shard knows."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@case
+def before_gather_is_left_alone_by_group_and_hold(rank, world):
+    """Also where what was gathered is still there when a pass, or a block of passes, begins."""
+
+    def wrap(model):
+        wrapped = Wrapped(before_gather(reshard_after_forward=False)(model))
+        torch_ws.group(wrapped)
+        return wrapped
+
+    model, single = trains_like_one_process(wrap, rank, world)
+    [(everything, part)] = batches(1, rank, world)
+    for net, x in ((single, everything), (model, part)):
+        net.zero_grad()
+        net(x)
+        with torch_ws.hold(net):
+            target_loss(net(x)).backward()
+    compare(model, single, "grad")
+
+
 @case
 def before_gather_checkpoints_are_plain(rank, world):
     model, single = trains_like_one_process(before_gather(), rank, world)
