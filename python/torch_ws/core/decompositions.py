@@ -14,7 +14,6 @@ import torch
 from ..reference import standardize_op
 from .autograd import DEFAULTS
 from .many import reference_many
-from .private import OpOverload
 
 
 def _standardize(weight, gain=None, shift=None, **options):
@@ -30,7 +29,7 @@ _TABLE = {
 }
 
 
-def decompositions() -> dict[OpOverload, Callable]:
+def decompositions() -> dict[Callable, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
     The program then needs no torch_ws where it is loaded, and ONNX can express it::

@@ -1,4 +1,4 @@
-"""All standardized weights of a forward pass in one launch, and their gradients in one a bucket.
+"""All standardized weights of a forward pass in one call, and their gradients in one a bucket.
 
 The root's forward computes the results, the layers take them, and at its end they are let go of. A
 bucket becomes a node of the autograd graph when the first of its layers asks, and not before:
@@ -29,7 +29,7 @@ _grouped: weakref.WeakSet = weakref.WeakSet()  # the models
 
 
 def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
-    """Standardizes all weights of each forward pass of `model` in one launch.
+    """Standardizes all weights of each forward pass of `model` in one call.
 
     Results and gradients are those of the layers one by one, to the last bit. (Of a layer with
     several uses in a pass the gradients are summed before standardization's backward, not after.)

@@ -1,7 +1,7 @@
 """Gradient accumulation with one standardization: the results of a block are leaves of its graphs.
 
 Inside the block the standardized weights are tensors of their own that collect gradients. At its
-end one backward launch turns what they have collected into the gradients of the parameters. That is
+end one backward call turns what they have collected into the gradients of the parameters. That is
 the same sum, because a gradient passes through standardization linearly.
 """
 
