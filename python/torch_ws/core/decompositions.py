@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 
 from ..reference import standardize_op
-from .autograd import _DEFAULTS
+from .autograd import DEFAULTS
 from .many import reference_many
 
 
 def _standardize(weight, gain=None, shift=None, **options):
-    return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+    return standardize_op(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
 _TABLE = {
@@ -29,7 +29,7 @@ _TABLE = {
 }
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+def decompositions() -> dict[Callable, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
     The program then needs no torch_ws where it is loaded, and ONNX can express it::

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize as torch_parametrize
 
-from .._check import check, check_weight
+from .._check import check, check_flags, check_module, check_weight, naming
 from ..core.standardize import fan_in_of, standardize
 from ..formulas import Formula, resolve, spelled
-from .standardized import Standardized, regrouped
+from .standardized import TRANSPOSED, Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
@@ -116,31 +116,26 @@ def parametrize(
             module is unchanged.
         NotImplementedError: a sparse or quantized tensor.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module(module, "module")
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     formula = resolve(formula)
-    for option, flag in {"gain": gain, "shift": shift}.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{option} must be a bool, got {type(flag).__name__}")
+    check_flags(gain=gain, shift=shift)
     weight = _tensor(module, name)
     if hasattr(weight, "device_mesh") and (gain or shift):
         raise ValueError(f"{name!r} is sharded, and a new gain or shift would not be: shard later")
 
     groups = 1
     if channel_dim is None:
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight"
+        transposed = isinstance(module, TRANSPOSED) and name == "weight"
         groups = module.groups if transposed else 1
         channel_dim = 1 if transposed and groups == 1 else 0
     parametrization = WeightStandardization(formula, channel_dim, groups)
-    try:
+    with naming(f"{name!r} of {type(module).__name__}"):
         check_weight(weight, channel_dim)
         rows = parametrization.to_rows(weight.detach().to("meta"))
         arguments = formula.arguments(fan_in_of(rows, channel_dim))
         check(rows, None, None, channel_dim, *arguments, None)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(f"{name!r} of {type(module).__name__}: {error}") from error
 
     options = {"dtype": weight.dtype, "device": weight.device}
     channels = rows.shape[channel_dim]
