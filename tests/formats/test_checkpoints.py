@@ -164,7 +164,7 @@ def test_the_argument_is_untouched_and_its_memory_shared(case):
 
 def test_a_dict_that_has_metadata_becomes_a_plain_dict():
     class StateDict(dict):
-        _metadata = {}
+        _metadata = None
 
     layer = ScaledStdConv2d(3, 4, 3)
     result = checkpoints.from_timm(StateDict(layer.state_dict()))
