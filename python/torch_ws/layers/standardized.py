@@ -23,7 +23,7 @@ from typing_extensions import Self
 from ..core.private import any_autocast
 from ..core.standardize import standardize
 from ..formulas import Formula, FormulaName, formulas, resolve, spelled
-from .cache import cacheable, cached
+from .cache import _Entry, cacheable, cached
 from .raw_weight import NoBaseLayer, refuse_fusion
 
 
@@ -78,7 +78,7 @@ class Standardized(nn.Module):
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
     _provider = None  # computes for many layers at once, if it is not idle: in a pass or a block
-    _cached = None
+    _cached: _Entry | None = None
     _vectors_are_parameters: bool  # gain and shift, and no property of a subclass
 
     def __init_subclass__(cls, **kwargs):
