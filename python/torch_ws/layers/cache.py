@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..core.autograd import needs_reference
-from ..core.private import is_tracing, storage_users
+from ..core.private import is_tracing, needs_reference, storage_users
 
 if TYPE_CHECKING:
     from .standardized import Standardized
@@ -149,15 +148,22 @@ def cacheable(layer: Standardized, tensors: tuple) -> bool:
     )
 
 
-def cached(layer: Standardized, tensors: tuple, dtype: torch.dtype | None) -> torch.Tensor:
-    """The standardized weight of a cacheable layer: the kept one, or a new one."""
-    entry = layer._cached
-    if entry is not None and entry.serves(layer, tensors, dtype):
+class EvalCache:
+    """The last provider of every layer (training/provider.py): what it kept, where it may keep."""
+
+    idle, permanent = True, False
+
+    def take(self, layer: Standardized, tensors: tuple, dtype: torch.dtype | None):
+        """The kept result, or a new one that is kept; None: the layer computes its own."""
+        if not cacheable(layer, tensors):
+            return None
+        entry = layer._cached
+        if entry is not None and entry.serves(layer, tensors, dtype):
+            return entry.result
+        if not all(_counts_versions(t) for t in tensors if t is not None):
+            return None
+        layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
         return entry.result
-    if not all(_counts_versions(t) for t in tensors if t is not None):
-        return layer._standardize(tensors, dtype)
-    layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
-    return entry.result
 
 
 def _counts_versions(tensor):
