@@ -10,8 +10,6 @@ import torch_ws
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch_ws.core import private
 
 PACKAGE = Path(torch_ws.__file__).parent
@@ -141,8 +139,12 @@ class Local(torch.Tensor):
         return None if out is not None else (gathered[0], ())
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed")
 def test_sharded_parameters():
     """Group of one process: the records of a sharded layer, and an extension of its all-gather."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.tensor import DTensor
+
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

@@ -7,11 +7,16 @@ import pytest
 import torch
 import torch_ws
 from small_network import batch, network
-from torch_ws.distributed.gather import _Gathering
 from torch_ws.layers.cache import EvalCache
 from torch_ws.training.group import Group, _Pass
 from torch_ws.training.hold import Hold
 from torch_ws.training.provider import Provider
+
+PROVIDERS = [Group, _Pass, Hold, EvalCache]
+if torch.distributed.is_available():
+    from torch_ws.distributed.gather import _Gathering
+
+    PROVIDERS.append(_Gathering)
 
 
 class Scripted:
@@ -76,7 +81,7 @@ def test_a_pass_and_a_block_leave_a_permanent_provider_alone(permanent):
     assert len(provider.asked) == 2 * permanent and model.stem._provider is provider
 
 
-@pytest.mark.parametrize("cls", [Group, _Pass, Hold, EvalCache, _Gathering])
+@pytest.mark.parametrize("cls", PROVIDERS)
 def test_implements_the_protocol(cls):
     names = list(inspect.signature(Provider.take).parameters)
     assert list(inspect.signature(cls.take).parameters) == names
