@@ -69,6 +69,7 @@ def test_a_wheel_is_built_from_it_and_works(unpacked, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"torch_ws"}
+    assert {"torch_ws/py.typed", "torch_ws/_C.pyi"} <= set(names)  # what type checkers look for
     script = (
         "import torch, torch_ws; print(torch_ws.__file__, torch_ws.__version__);"
         "w = torch.randn(4, 9, dtype=torch.float64);"

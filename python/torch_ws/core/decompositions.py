@@ -8,6 +8,7 @@ lowering, if the environment has CI in it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def _standardize(weight, gain=None, shift=None, **options):
     return standardize_op(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
-_TABLE = {
+_TABLE: dict[Any, Callable] = {
     torch.ops.ws.standardize.default: _standardize,
     torch.ops.ws.standardize_many.default: reference_many,
     # what the two become when torch.export goes below autograd
@@ -29,7 +30,7 @@ _TABLE = {
 }
 
 
-def decompositions() -> dict[Callable, Callable]:
+def decompositions() -> dict[Any, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
     The program then needs no torch_ws where it is loaded, and ONNX can express it::

@@ -56,7 +56,7 @@ def direct(op: torch._ops.OpOverloadPacket) -> Callable:
 
 def direct_apply(function: type[torch.autograd.Function]) -> Callable:
     """Function.apply without its part for torch.func transforms, 2 of 9 microseconds in Python."""
-    return super(torch.autograd.Function, function).apply
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # of _C's base
 
 
 def after_backward(callback: Callable[[], None]) -> None:
@@ -65,17 +65,17 @@ def after_backward(callback: Callable[[], None]) -> None:
 
 
 # Tensor subclasses whose operations give plain tensors have no public way to say so.
-no_torch_function = torch._C._disabled_torch_function_impl
+no_torch_function: Callable = torch._C._disabled_torch_function_impl
 # What DTensors are among others; there is no public question for it.
 is_traceable_wrapper_subclass = _python_dispatch.is_traceable_wrapper_subclass
 
 # Transposed convolutions' padding for an `output_size`; their forward calls it, and has no other.
-output_padding = nn.ConvTranspose2d._output_padding
+output_padding: Callable[..., list[int]] = nn.ConvTranspose2d._output_padding
 # The class that torch.nn.utils.parametrizations.weight_norm registers, by which it is known.
 WEIGHT_NORM = "torch.nn.utils.parametrizations._WeightNorm"
 
 
-def set_padding(convolution: nn.Module, padding: tuple[int, ...]) -> None:
+def set_padding(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: tuple[int, ...]) -> None:
     """Sets `padding`, which torch.nn keeps a second time, reversed, for its padding modes."""
     convolution.padding = padding
     convolution._reversed_padding_repeated_twice = [p for p in padding[::-1] for _ in range(2)]
@@ -121,7 +121,8 @@ class ShardedParameter:
 
     def make_local(self, cls: type[torch.Tensor]) -> None:
         """Gives it the extensions of `cls` to the all-gather, which FSDP2 looks for only once."""
-        self.parameter._local_tensor = local_tensor(self.parameter).as_subclass(cls)
+        local = local_tensor(self.parameter).as_subclass(cls)
+        self.parameter._local_tensor = local  # type: ignore[attr-defined]  # a DTensor's
         self._record._init_extensions()
 
 

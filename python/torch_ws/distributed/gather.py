@@ -10,11 +10,10 @@ ranks reduce is its gradient, and a hook turns each rank's part of that into the
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from .._check import OUTPUT_DTYPES, called, check_module, naming
+from .._check import OUTPUT_DTYPES, Module, called, check_module, naming
 from ..core.autograd import raw_backward
 from ..core.private import after_backward, local_tensor, no_torch_function, sharded_parameters
 from ..core.standardize import fan_in_of, standardize
@@ -22,7 +21,7 @@ from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 
 
-def standardize_before_gather(model: nn.Module) -> nn.Module:
+def standardize_before_gather(model: Module) -> Module:
     """FSDP2: weights are standardized before the all-gather, by the rank that owns the channels.
 
     Call it once, after ``fully_shard`` and before training::

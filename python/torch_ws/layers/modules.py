@@ -6,14 +6,15 @@ of its forward: it applies `standardized_weight()` (standardized.py) in place of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.types import Device
 
 from ..core.private import output_padding
-from ..formulas import Formula
+from ..formulas import Formula, FormulaName
 from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
 
@@ -21,7 +22,7 @@ from .standardized import Standardized, regrouped
 @torch.fx.wrap  # one node of a traced graph: sizes decide in it
 def _pad_same(input, kernel_size, stride, dilation, padding_mode):
     """So many elements more that ceil(size / stride) outputs result; the odd one at the end."""
-    padding = []
+    padding: list[int] = []
     sizes = input.shape[-len(stride) :]
     for size, kernel, step, dilate in zip(sizes, kernel_size, stride, dilation, strict=True):
         outputs = (size + step - 1) // step
@@ -34,7 +35,9 @@ class _Conv(Standardized):
     """A convolution. ``padding="same"`` also with a stride above 1, as TensorFlow pads."""
 
     channels = "out_channels"
-    convolve: object  # F.conv1d, F.conv2d or F.conv3d
+    convolve: Callable[..., torch.Tensor]  # F.conv1d, F.conv2d or F.conv3d
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
 
     def __init__(
         self,
@@ -47,21 +50,22 @@ class _Conv(Standardized):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):
         strides = tuple(stride) if isinstance(stride, Iterable) else stride
         step = 1 if padding == "same" else strides  # torch.nn refuses "same" with another
         sizes = in_channels, out_channels, kernel_size, step, padding, dilation
-        options = {"formula": formula, "gain": gain, "shift": shift}
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
         super().__init__(*sizes, groups, bias, padding_mode, device, dtype, **options)
         if padding == "same":
-            several = isinstance(strides, tuple)
-            self.stride = strides if several else (strides,) * len(self.kernel_size)
+            if not isinstance(strides, tuple):
+                strides = (strides,) * len(self.kernel_size)
+            self.stride = strides
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""
@@ -77,14 +81,16 @@ class _Conv(Standardized):
 
     def _conv_forward(self, input, weight, bias):
         refuse_scaled(self)
-        return super()._conv_forward(input, weight, bias)
+        return super()._conv_forward(input, weight, bias)  # type: ignore[misc]  # the next base's
 
 
 class _ConvTranspose(Standardized):
     """A transposed convolution: its weight is (in_channels, out_channels / groups, ...)."""
 
     channels = "out_channels"
-    convolve: object  # F.conv_transpose1d, 2d or 3d
+    convolve: Callable[..., torch.Tensor]  # F.conv_transpose1d, 2d or 3d
+    kernel_size: tuple[int, ...]
+    groups: int
 
     def __init__(
         self,
@@ -98,19 +104,19 @@ class _ConvTranspose(Standardized):
         bias: bool = True,
         dilation: int | tuple[int, ...] = 1,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):
         sizes = in_channels, out_channels, kernel_size, stride, padding, output_padding
-        options = {"formula": formula, "gain": gain, "shift": shift}
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
         super().__init__(*sizes, groups, bias, dilation, padding_mode, device, dtype, **options)
 
     @property
-    def channel_dim(self):
+    def channel_dim(self) -> int:  # type: ignore[override]  # groups decide
         return 1 if self.groups == 1 else 0
 
     def _to_rows(self, weight):
@@ -216,14 +222,14 @@ class WSLinear(Standardized, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):
-        options = {"formula": formula, "gain": gain, "shift": shift}
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
         super().__init__(in_features, out_features, bias, device, dtype, **options)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

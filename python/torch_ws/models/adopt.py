@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import warnings
 
-from torch import nn
 from torch.nn.utils import parametrize, remove_weight_norm
 
-from .._check import called, check, check_module, check_weight, few, naming
+from .._check import Module, called, check, check_module, check_weight, few, naming
 from ..core.private import loading_hooks
 from .adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
 from .convert import channel_rows, disable_fused
@@ -22,7 +21,7 @@ from .convertible import inside_attention, refuse_wrapped
 logger = logging.getLogger(__name__)
 
 
-def adopt(model: nn.Module) -> nn.Module:
+def adopt(model: Module) -> Module:
     """Makes another library's weight-standardizing layers torch_ws's, in place.
 
     Known are timm's StdConv2d, ScaledStdConv2d and their Same variants, transformers'
@@ -87,8 +86,8 @@ def _check(step):
     with naming(called(step.name, step.layer)):
         check_weight(step.weight)
         rows = channel_rows(step.layer, step.weight.detach().to("meta"))
-        vectors = (None if v is None else v.detach().to("meta") for v in (step.gain, step.shift))
-        check(rows, *vectors, 0, *step.formula.arguments(rows.shape[1] or 1), None)
+        gain, shift = (v if v is None else v.detach().to("meta") for v in (step.gain, step.shift))
+        check(rows, gain, shift, 0, *step.formula.arguments(rows.shape[1] or 1))
 
 
 def _carry_out(step):

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .._check import called, check, check_flags, check_module, check_weight, few, naming
-from ..formulas import Formula, resolve
+from .._check import Module, called, check, check_flags, check_module, check_weight, few, naming
+from ..formulas import Formula, FormulaName, resolve
 from ..layers import modules
 from ..layers.standardized import TRANSPOSED, Standardized, regrouped
 from ..reference import denominator
@@ -30,7 +30,7 @@ from .convertible import (
     standardization,
 )
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[type[nn.Module], type[Standardized]] = {
     nn.Conv1d: modules.WSConv1d,
     nn.Conv2d: modules.WSConv2d,
     nn.Conv3d: modules.WSConv3d,
@@ -38,11 +38,11 @@ CONVOLUTIONS = {
     nn.ConvTranspose2d: modules.WSConvTranspose2d,
     nn.ConvTranspose3d: modules.WSConvTranspose3d,
 }
-LINEAR = {nn.Linear: modules.WSLinear}
+LINEAR: dict[type[nn.Module], type[Standardized]] = {nn.Linear: modules.WSLinear}
 
 # In inference torch.nn computes these from their layers' weights, past the layers' forwards, where
 # the attribute allows it. It is off while standardized layers are inside; fold() puts it back.
-FUSED = {
+FUSED: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "activation_relu_or_gelu",
     nn.TransformerEncoder: "use_nested_tensor",
 }
@@ -58,15 +58,15 @@ logger = logging.getLogger(__name__)
 
 
 def convert(
-    model: nn.Module,
-    formula: str | Formula = "paper",
+    model: Module,
+    formula: FormulaName | Formula = "paper",
     *,
     linear: bool = False,
     skip: Iterable[str | type] | Callable[[str, nn.Module], bool] = (),
     gain: bool = False,
     shift: bool = False,
     preserve: bool = False,
-) -> nn.Module:
+) -> Module:
     """Makes a model's convolutions weight-standardized ones, in place.
 
     Equivalent to replacing every ``nn.Conv2d`` by a :class:`torch_ws.WSConv2d` that has the same
@@ -207,7 +207,7 @@ def _warn(model, plan, left_alone, formula, linear):
 
 def _after_normalizations(model, plan):
     """The converted layers without a gain registered after the model's last normalization."""
-    names = []
+    names: list[str] = []
     steps = {step.layer: step for step in plan}
     for module in model.modules():
         named_so = "norm" in type(module).__name__.lower() and not any(module.children())
@@ -224,7 +224,7 @@ def _new_parameters(layer, formula, gain, shift, preserve):
     check_weight(weight)
     rows = channel_rows(layer, weight.to("meta"))
     arguments = formula.arguments(rows.shape[1] or 1)
-    check(rows, None, None, 0, *arguments, None)
+    check(rows, None, None, 0, *arguments)
     gains = torch.ones(len(rows)) if gain or preserve else None
     shifts = torch.zeros(len(rows)) if shift or (preserve and formula.center) else None
     if preserve and weight.numel() > 0:

@@ -19,7 +19,7 @@ from ..layers.standardized import Standardized
 
 def skipped(model, skip, classes):
     """The modules that `skip` names, with all that is below them."""
-    names = defaultdict(list)  # a module may have several
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)  # a module may have several
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
     if callable(skip) and not isinstance(skip, type):
@@ -33,7 +33,7 @@ def skipped(model, skip, classes):
             f"got {type(skip).__name__}"
         )
     by_name = {name: module for module, all_names in names.items() for name in all_names}
-    found = []
+    found: list[nn.Module] = []
     for entry in skip:
         if isinstance(entry, type):
             found += [module for module in names if isinstance(module, entry)]

@@ -23,7 +23,8 @@ def standardized_layers(model: nn.Module) -> list[Standardized]:
     Not those whose weight is no parameter but computed anew at every access
     (torch.nn.utils.parametrize), nor a part of one (DTensor), nor those with a permanent provider.
     """
-    found, seen, pending = [], set(), [model]
+    found, seen = [], set()
+    pending: list[nn.Module | None] = [model]
     while pending:  # model.modules(), in a third of its time
         module = pending.pop()
         if module is None or module in seen:
@@ -97,7 +98,7 @@ def backward(batch: Sequence[Member], grads: Sequence[Tensor]) -> list[tuple[Ten
         for i, grad in enumerate(grads):
             arguments = (channel_dims[i], *scalars[5 * i : 5 * i + 5], None)
             found.append(differentiable_backward(needed[i], grad, rows[i], gains[i], arguments))
-    results = []
+    results: list[tuple[Tensor | None, ...]] = []
     for member, need, tensors in zip(batch, needed, found, strict=True):
         weight, gain, shift = (
             t if n else None for t, n in zip((*tensors, None, None), need, strict=False)

@@ -124,21 +124,22 @@ class Hold:
 
     def __init__(self, model):
         self._model = model
-        self._layers: dict | None = None  # layer -> its (weight, gain, shift) at the beginning
+        self._entered = False
+        self._layers: dict = {}  # layer -> its (weight, gain, shift) at the beginning
         self._held: dict = {}  # (layer, dtype) -> _Held
         self._leaves: dict = {}  # dtype -> layer -> (formula, leaf), for compiled code
-        self._watch: Watch | None = None
+        self._watch: Watch  # in the block
         self._providers: dict = {}  # layer -> the provider that it had, where it had one
 
     def __enter__(self):
-        if self._layers is not None:
+        if self._entered:
             raise RuntimeError("torch_ws.hold: a block can be entered once; call hold again")
         layers = standardized_layers(self._model)
         if any(layer._is_provided_for() for layer in layers):
             raise RuntimeError("torch_ws.hold: blocks of one model cannot be nested")
         found = {layer: layer._tensors() for layer in layers}
         self._watch = Watch(self._model, found.values())
-        self._layers = found
+        self._layers, self._entered = found, True
         self._providers = {m: m._provider for m in layers if "_provider" in m.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
@@ -192,7 +193,8 @@ class Hold:
         finally:
             for held in self._held.values():
                 held.close()
-            self._held, self._leaves, self._watch = {}, {}, None
+            self._held, self._leaves = {}, {}
+            del self._watch
 
     def _backward(self):
         by_device: dict = {}
