@@ -87,7 +87,7 @@ def local_memory(kernel: Kernel) -> str | None:
 
 # Ways to a row's columns that a kernel has code for: dense rows, and those made of runs.
 PATHS = 2
-# The first entry of scalar accesses in csrc/cuda/tiers.h, where rows are split without vectors.
+# The first entry of scalar accesses in csrc/cuda/launch/tiers.h, where rows are split without vectors.
 SCALAR_TIERS = 13
 
 

@@ -1,6 +1,6 @@
 #include "stand_in.h"
 
-#include "../../csrc/cuda/backward.cuh"
+#include "../../csrc/cuda/passes/backward.cuh"
 #include "run.h"
 
 extern "C" {

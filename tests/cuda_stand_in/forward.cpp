@@ -1,6 +1,6 @@
 #include "stand_in.h"
 
-#include "../../csrc/cuda/forward.cuh"
+#include "../../csrc/cuda/passes/forward.cuh"
 #include "run.h"
 
 extern "C" {

@@ -1,7 +1,7 @@
 // The launches of a call, run one after another on the CPU, for ctypes.
 #pragma once
 
-#include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/launch/launch.h"
 #include "stand_in.h"
 
 namespace stand_in {

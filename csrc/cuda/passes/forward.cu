@@ -1,6 +1,6 @@
 // The forward kernels' launches: the C interface, which the ops use too.
 #include "forward.cuh"
-#include "runtime.h"
+#include "../launch/runtime.h"
 
 int ws_cuda_forward(const ws::Work<ws::Forward>* work, int64_t count, int device, void* stream,
                     WsAllocate allocate, void* context) {

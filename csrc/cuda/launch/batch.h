@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../standardize.h"
+#include "../../standardize.h"
 
 namespace ws {
 

@@ -1,6 +1,6 @@
 // The backward kernels' launches: the C interface, which the ops use too.
 #include "backward.cuh"
-#include "runtime.h"
+#include "../launch/runtime.h"
 
 int ws_cuda_backward(const ws::Work<ws::Backward>* work, int64_t count, int device, void* stream,
                      WsAllocate allocate, void* context) {

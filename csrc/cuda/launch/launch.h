@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "api.h"
+#include "../api.h"
+#include "../rows/row.cuh"
 #include "batch.h"
-#include "rows.cuh"
 #include "tiers.h"
 
 namespace ws {

@@ -3,11 +3,11 @@
 // As in forward.cuh, with two inputs: w, and g = grad.
 #pragma once
 
-#include "batch.h"
-#include "launch.h"
-#include "moments.cuh"
-#include "stretch.cuh"
-#include "tiers.h"
+#include "../launch/batch.h"
+#include "../launch/launch.h"
+#include "../launch/tiers.h"
+#include "../rows/moments.cuh"
+#include "../rows/stretch.cuh"
 
 namespace ws {
 

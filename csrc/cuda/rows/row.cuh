@@ -6,7 +6,7 @@
 // kTeam * kElements columns, is worked on tile by tile.
 #pragma once
 
-#include "../standardize.h"
+#include "../../standardize.h"
 #include "elements.cuh"
 
 namespace ws {

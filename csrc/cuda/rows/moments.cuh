@@ -13,8 +13,8 @@
 //   r + e n' / (n + n')    squares + squares' + e^2 n n' / (n + n')    dot + dot' + e eg n n' / (n + n')
 #pragma once
 
-#include "../channel.h"
-#include "rows.cuh"
+#include "../../channel.h"
+#include "row.cuh"
 #include "team.cuh"
 
 namespace ws {

@@ -4,11 +4,11 @@
 // over blocks is read again, from the cache if it can be.
 #pragma once
 
-#include "batch.h"
-#include "launch.h"
-#include "moments.cuh"
-#include "stretch.cuh"
-#include "tiers.h"
+#include "../launch/batch.h"
+#include "../launch/launch.h"
+#include "../launch/tiers.h"
+#include "../rows/moments.cuh"
+#include "../rows/stretch.cuh"
 
 namespace ws {
 
