@@ -46,11 +46,6 @@ struct Batch {
   }
 };
 
-static_assert(sizeof(Batch<Forward, kSmallBytes>) <= kSmallBytes);
-static_assert(sizeof(Batch<Backward, kSmallBytes>) <= kSmallBytes);
-static_assert(sizeof(Batch<Forward, kLargeBytes>) <= kLargeBytes);
-static_assert(sizeof(Batch<Backward, kLargeBytes>) <= kLargeBytes);
-
 // One weight whose rows are split over blocks: first a launch for the moments of every chunk of
 // columns, then one that combines a row's and applies them.
 template <class Args>
