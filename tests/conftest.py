@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch_ws
+from small_network import batch, twins
 from torch_ws import _C
-from training import batch, twins
 
 ISAS = ("avx512", "avx2", "default")
 

@@ -1,7 +1,7 @@
 // The ops of the namespace ws, and their registration for the CPU; csrc/cuda/ops.cpp has CUDA's.
 //
 // ws::standardize is the public op. ws::forward and ws::backward compute the same without autograd;
-// python/torch_ws/ops.py builds ws::standardize's derivatives from them.
+// python/torch_ws/core/autograd.py builds ws::standardize's derivatives from them.
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/parallel.h"

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from . import _load as _load  # isort: skip  # first: defines torch.ops.ws
+from .core import load as _load  # noqa: F401  isort: skip  # first: defines torch.ops.ws
 from . import _C as _C
 from . import checkpoints, reference
 from ._C import cpu_capability
-from .adopt import adopt
-from .batch_channel_norm import BatchChannelNorm1d, BatchChannelNorm2d, BatchChannelNorm3d
-from .convert import convert
-from .decompositions import decompositions
-from .estimated_batch_norm import EstimatedBatchNorm
-from .fold import fold
+from .core.decompositions import decompositions
+from .core.many import standardize_many
+from .core.standardize import standardize
 from .formulas import Formula, formulas
-from .functional import standardize
-from .group import group
-from .hold import hold
 from .info import VERSION, info
-from .many import standardize_many
-from .modules import (
+from .layers.batch_channel_norm import BatchChannelNorm1d, BatchChannelNorm2d, BatchChannelNorm3d
+from .layers.estimated_batch_norm import EstimatedBatchNorm
+from .layers.modules import (
     WSConv1d,
     WSConv2d,
     WSConv3d,
@@ -29,8 +24,13 @@ from .modules import (
     WSConvTranspose3d,
     WSLinear,
 )
-from .parametrize import parametrize
-from .standardized import Standardized, eval_cache
+from .layers.parametrize import parametrize
+from .layers.standardized import Standardized, eval_cache
+from .models.adopt import adopt
+from .models.convert import convert
+from .models.fold import fold
+from .training.group import group
+from .training.hold import hold
 
 __version__ = VERSION
 
@@ -65,8 +65,12 @@ __all__ = [
     "standardize_many",
 ]
 
+# Pickles of whole models name a class by its module: in the first releases, by these.
+for _name in ("modules", "batch_channel_norm", "estimated_batch_norm", "parametrize"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.layers.{_name}"]
+
 if "torch.distributed.tensor" in sys.modules:  # else it would take far longer than all of torch_ws
-    from . import dtensor as dtensor
+    from .distributed import dtensor as dtensor
 
 
 def __dir__():

@@ -1,8 +1,8 @@
 """What is refused, and in which words. Every entry point raises from here, before any work.
 
 The ops check the same conditions tersely for their own safety; on the fast path nothing here runs
-until an op has refused its arguments (see functional.py). The fake kernels, which stand for an op
-where a tensor has no data, check here too.
+until an op has refused its arguments (core/standardize.py). The fake kernels, which stand for an
+op where a tensor has no data, check here too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .formulas import EPS_MODES, Formula, did_you_mean, formulas
+from .formulas import EPS_MODES
 
 # A weight's dtype -> the dtypes its result can have. The first is the default.
 OUTPUT_DTYPES = {
@@ -23,17 +23,14 @@ OUTPUT_DTYPES = {
 MAX_DIMS = 64  # csrc/layout.h has it too
 
 
-def resolve(formula) -> Formula:
-    """The Formula of that name, or the Formula itself."""
-    if isinstance(formula, Formula):
-        return formula
-    if not isinstance(formula, str):
-        raise TypeError(f"formula must be a name or a Formula, got {type(formula).__name__}")
-    if formula not in formulas:
-        raise ValueError(
-            f"formula must be one of {', '.join(formulas)}; got {formula!r}{did_you_mean(formula)}"
-        )
-    return formulas[formula]
+def called(name, layer):
+    return f"{name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"
+
+
+def few(names):
+    """The last names, which matter most, and how many more there are."""
+    names = [name if "(" in name else repr(name or "the model") for name in names]
+    return (f"{len(names) - 3} more and " if len(names) > 3 else "") + ", ".join(names[-3:])
 
 
 def _name(dtype):

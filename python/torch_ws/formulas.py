@@ -160,3 +160,16 @@ formulas: Mapping[str, Formula] = MappingProxyType(
         }
     )
 )
+
+
+def resolve(formula) -> Formula:
+    """The Formula of that name, or the Formula itself."""
+    if isinstance(formula, Formula):
+        return formula
+    if not isinstance(formula, str):
+        raise TypeError(f"formula must be a name or a Formula, got {type(formula).__name__}")
+    if formula not in formulas:
+        raise ValueError(
+            f"formula must be one of {', '.join(formulas)}; got {formula!r}{did_you_mean(formula)}"
+        )
+    return formulas[formula]

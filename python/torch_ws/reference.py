@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from ._check import check, check_weight, resolve
+from ._check import check, check_weight
+from .formulas import resolve
 
 Tensor = torch.Tensor
 

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .. import _load
 from .._C import cpu_capability
+from ..core import load
 
 try:
     VERSION = version("torch-ws")
@@ -22,7 +22,7 @@ except PackageNotFoundError:  # a source tree on sys.path
 
 def info() -> dict[str, object]:
     """Versions, the instruction set in use, and the CUDA build or why it is not loaded."""
-    build = _load.BUILD
+    build = load.BUILD
     return {
         "torch_ws": VERSION,
         "torch": torch.__version__,
@@ -33,7 +33,7 @@ def info() -> dict[str, object]:
         "cpu_threads": torch.get_num_threads(),
         "cuda_build": build.get("cuda"),
         "cuda_arch_list": build.get("cuda_architectures"),
-        "cuda_loaded": _load.CUDA_REASON is None,
-        "cuda_reason": _load.CUDA_REASON,
+        "cuda_loaded": load.CUDA_REASON is None,
+        "cuda_reason": load.CUDA_REASON,
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -1,0 +1,177 @@
+"""One network at one micro-batch size: check every variant, count its memory, then time it.
+
+A round takes one sample of every variant in shuffled order, as in common/timing.py. The overhead of
+a variant is taken within each round, against `plain` in the same round, and then the median of the
+rounds: whatever slows the machine down for longer than a round slows both alike and cancels. Its
+median is reported with a 95 % confidence interval, which says what the run resolves; the record and
+the plot also have the quartiles, which say how noisy the rounds were.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..common.errors import WrongResult, reason_of
+from ..common.run import Started
+from ..common.timing import MIN_ROUNDS, Timing, interleave
+from .checks import Check, Judge
+from .memory import peak_bytes
+from .networks import NETWORKS
+from .variants import PLAIN, MicroBatch, Settings, Trainer, Variant, make_data, takes_part
+
+SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a step trains on."""
+
+    network: str
+    batch: int  # images in a micro-batch
+    accumulate: int  # micro-batches in a step
+    size: int  # pixels of a side
+
+    @property
+    def title(self) -> str:
+        title = f"{NETWORKS[self.network].title}, batch {self.batch}"
+        return title if self.accumulate == 1 else f"{title} × {self.accumulate}"
+
+    @property
+    def images(self) -> int:
+        return self.batch * self.accumulate
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Of a variant's step over plain's, in percent of plain's."""
+
+    median: float
+    low: float  # the median's 95 % confidence interval
+    high: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, times: Sequence[float], plain: Sequence[float]) -> Overhead:
+        percents = sorted(100 * (a - b) / b for a, b in zip(times, plain, strict=True))
+        q1, median, q3 = statistics.quantiles(percents, n=4, method="inclusive")
+        skipped = _outside_interval(len(percents))
+        return cls(median, percents[skipped], percents[-1 - skipped], q1, q3)
+
+
+def _outside_interval(count: int) -> int:
+    """How many of the sorted values lie below the interval that holds the median, 95 % of the time.
+
+    As many heads come up in `count` throws of a coin, or fewer, with a probability of 2.5 %.
+    """
+    below, probability = 0, 0.5**count
+    while probability <= 0.025:
+        below += 1
+        probability += math.comb(count, below) * 0.5**count
+    return max(0, below - 1)
+
+
+@dataclass
+class Row:
+    """All variants of a cell, by name."""
+
+    cell: Cell
+    times: dict[str, Timing] = field(default_factory=dict)
+    overheads: dict[str, Overhead] = field(default_factory=dict)  # all but plain's
+    checks: dict[str, Check] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes
+    skipped: dict[str, str] = field(default_factory=dict)  # why a variant was not timed
+
+    @property
+    def title(self) -> str:
+        return self.cell.title
+
+    def images_per_second(self, name: str) -> float:
+        return self.cell.images / self.times[name].median
+
+
+def measure(
+    cell: Cell,
+    variants: list[Variant],
+    settings: Settings,
+    seconds: float,
+    started: Started,
+) -> Row:
+    network = NETWORKS[cell.network]
+    micro_batches = make_data(network, cell.batch, cell.size, cell.accumulate, settings)
+    row = Row(cell)
+    judge = Judge(network, micro_batches, settings)
+    trainers = {}
+    for variant in variants:
+        if not takes_part(variant, cell.accumulate):
+            continue
+        started(f"{cell.title}: checking {variant.name}")
+        try:
+            check = judge.check(variant)
+            if not check.passed:
+                raise WrongResult(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
+            trainer = Trainer(variant, network, settings)
+            trainer.step(micro_batches)  # the first makes what the others then have
+            row.peaks[variant.name] = trainer.state_bytes() + peak_bytes(
+                lambda trainer=trainer: trainer.step(micro_batches), settings.device
+            )
+        except Exception as error:  # whatever torch.compile, or a peer, raises
+            if variant.name == PLAIN or variant.is_ours:
+                raise
+            row.skipped[variant.name] = reason_of(error)
+            continue
+        row.checks[variant.name] = check
+        trainers[variant.name] = trainer
+    started(f"{cell.title}: timing")
+    _time(row, trainers, micro_batches, seconds)
+    return row
+
+
+def _time(
+    row: Row, trainers: dict[str, Trainer], micro_batches: list[MicroBatch], seconds: float
+) -> None:
+    sample_seconds = min(SAMPLE_SECONDS, seconds / (MIN_ROUNDS * len(trainers)))
+    steps = _choose_steps(trainers[PLAIN], micro_batches, sample_seconds)
+    times = interleave(
+        {
+            name: lambda trainer=trainer: _sample(trainer, micro_batches, steps)
+            for name, trainer in trainers.items()
+        },
+        seconds,
+    )
+    row.times = {name: Timing.of(times[name], steps) for name in times}
+    row.overheads = {
+        name: Overhead.of(times[name], times[PLAIN]) for name in times if name != PLAIN
+    }
+
+
+def _sample(trainer: Trainer, micro_batches: Sequence[MicroBatch], steps: int) -> float:
+    """Seconds a step, after one on a single micro-batch that is not timed: the caches are its own.
+
+    The data are the same in every step: loading them is not what is compared.
+    """
+    trainer.step(micro_batches[:1])
+    _synchronize(trainer)
+    start = time.perf_counter()
+    for _ in range(steps):
+        trainer.step(micro_batches)
+    _synchronize(trainer)
+    return (time.perf_counter() - start) / steps
+
+
+def _choose_steps(
+    trainer: Trainer, micro_batches: Sequence[MicroBatch], sample_seconds: float
+) -> int:
+    fastest = min(_sample(trainer, micro_batches, 1) for _ in range(2))
+    return max(1, math.ceil(sample_seconds / fastest))
+
+
+def _synchronize(trainer: Trainer) -> None:
+    if trainer.settings.device == "cuda":
+        torch.cuda.synchronize()

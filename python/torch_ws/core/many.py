@@ -1,0 +1,305 @@
+"""Many weights at once: the list forms of the function, of its autograd node and of the op.
+
+On the CPU all rows of all weights share one parallel region, split by bytes; on CUDA they share a
+launch. Results are bitwise those of :func:`torch_ws.standardize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.fx.proxy import TraceError
+
+from .. import reference
+from .._check import (
+    allocate_again,
+    check,
+    check_backward,
+    check_weight,
+    explain,
+    explain_backward,
+)
+from ..formulas import Formula, resolve
+from .autograd import differentiable_backward, direct, library, needs_reference
+from .standardize import fan_in_of, standardize
+
+Tensor = torch.Tensor
+
+raw_forward_many = direct(torch.ops.ws.forward_many)
+_backward_many = direct(torch.ops.ws.backward_many)
+
+
+def raw_backward_many(grads, weights, gains, *arguments):
+    """ws::backward_many, and in words what was wrong."""
+    try:
+        return _backward_many(grads, weights, gains, *arguments)
+    except RuntimeError:
+        _check_all_backward(grads, weights, gains, *arguments[:2], each=explain_backward)
+        allocate_again(weights, grads=grads)
+        raise
+
+
+def standardize_many(
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor | None] | None = None,
+    shifts: Sequence[Tensor | None] | None = None,
+    *,
+    formula: str | Formula | Sequence[str | Formula] = "paper",
+    channel_dim: int | Sequence[int] = 0,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Standardizes a list of weights, such as all of a model's, in one call. Differentiable.
+
+    Equivalent to ``[standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for ...]``, to the
+    last bit, but with one pass through PyTorch's dispatcher, one parallel region on the CPU or one
+    launch on CUDA (a few for hundreds of weights, several dtypes or rows of many thousands), and
+    one node of the autograd graph. That node runs when the gradients of all results are there; a
+    result that gets none costs nothing.
+
+    Args:
+        weights: tensors as for :func:`standardize`, on one device; shapes and dtypes may differ.
+        gains: for each weight a (C,) tensor or None. None: no gains.
+        shifts: likewise.
+        formula: one for all, or a sequence of one for each weight.
+        channel_dim: one for all, or a sequence of one for each weight.
+        dtype: the results' dtype; by default each weight's own.
+
+    Returns:
+        A list of tensors of the weights' shapes and strides; empty for an empty list.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`standardize`, naming the weight by its
+            index; ValueError for lists of different lengths and for weights on several devices.
+    """
+    weights = _listed("weights", weights)
+    count = len(weights)
+    if count == 0:
+        return []
+    gains = [None] * count if gains is None else _listed("gains", gains, count)
+    shifts = [None] * count if shifts is None else _listed("shifts", shifts, count)
+    if isinstance(formula, str):
+        formula = resolve(formula)  # once
+    formulas = _for_each("formula", formula, (str, Formula), count)
+    channel_dims = _for_each("channel_dim", channel_dim, int, count)
+    try:
+        if torch.jit.is_tracing():
+            raise TraceError("TorchScript's lists of tensors have no None in them")
+        scalars = scalars_of(weights, formulas, channel_dims)
+        arguments = (channel_dims, scalars, dtype)
+        traced = torch.compiler.is_compiling()
+        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
+            return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
+        known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
+        if traced or needs_reference() or not known:
+            _check_all(weights, gains, shifts, *arguments)
+            return reference_many(weights, gains, shifts, *arguments)
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (*weights, *gains, *shifts)
+        ):
+            return list(apply_many(arguments, *weights, *gains, *shifts))
+        return raw_forward_many(weights, gains, shifts, *arguments)
+    except TraceError:  # from torch.fx too, whose tensors have no device
+        each = zip(weights, gains, shifts, formulas, channel_dims, strict=True)
+        return [
+            standardize(w, g, s, formula=f, channel_dim=d, dtype=dtype) for w, g, s, f, d in each
+        ]
+    except (AttributeError, RuntimeError, TypeError, IndexError):
+        for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
+            with _naming(i):
+                check_weight(weight, dim)
+        scalars = scalars_of(weights, formulas, channel_dims)
+        _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
+        allocate_again(weights, dtype)
+        raise
+
+
+class StandardizeMany(torch.autograd.Function):
+    """One node for all weights, called by :data:`apply_many` with ``(arguments, *tensors)``.
+
+    arguments: the op's ``(channel_dims, formulas, dtype)``, and optionally the results, where they
+    have been computed before; tensors: weights, gains and shifts.
+    """
+
+    @staticmethod
+    def forward(ctx, arguments, *tensors):
+        count = len(tensors) // 3
+        weights, gains, shifts = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        ctx.save_for_backward(*weights, *gains)
+        ctx.arguments = arguments[:3]
+        ctx.set_materialize_grads(False)
+        if len(arguments) == 4:
+            return tuple(arguments[3])
+        return tuple(raw_forward_many(weights, gains, shifts, *arguments))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        count = len(grads)
+        saved = ctx.saved_tensors  # once: checkpointing allows no second look
+        weights, gains = saved[:count], saved[count:]
+        needed = ctx.needs_input_grad[1:]
+        channel_dims, formulas, dtype = ctx.arguments
+        results = [None] * (3 * count)
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if torch.is_grad_enabled() or needs_reference():
+            for i in present:
+                results[i::count] = differentiable_backward(
+                    needed[i::count],
+                    grads[i],
+                    weights[i],
+                    gains[i],
+                    (channel_dims[i], *formulas[5 * i : 5 * i + 5], dtype),
+                )
+        elif present:
+            affine = any(needed[count:])
+            gradients = raw_backward_many(
+                [grads[i] for i in present],
+                [weights[i] for i in present],
+                [gains[i] for i in present],
+                [channel_dims[i] for i in present],
+                [number for i in present for number in formulas[5 * i : 5 * i + 5]],
+                affine,
+            )
+            for kind in range(3 if affine else 1):
+                for k, i in enumerate(present):
+                    if needed[kind * count + i]:
+                        results[kind * count + i] = gradients[kind * len(present) + k]
+        return None, *results
+
+
+apply_many = super(torch.autograd.Function, StandardizeMany).apply
+
+
+def _listed(name, values, count=None):
+    if isinstance(values, torch.Tensor) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(values).__name__}")
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name} must have one entry a weight, {count}; got {len(values)}")
+    return list(values)
+
+
+def _for_each(name, value, single, count):
+    if isinstance(value, single):
+        return [value] * count
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be one value or one for each weight, got {value!r}")
+    if len(value) != count:
+        raise ValueError(f"{name} must have one entry a weight, {count}; got {len(value)}")
+    return list(value)
+
+
+def scalars_of(weights, formulas, channel_dims):
+    scalars = []
+    for weight, formula, channel_dim in zip(weights, formulas, channel_dims, strict=True):
+        formula = resolve(formula)
+        scalars += formula.fixed or formula.arguments(fan_in_of(weight, channel_dim))
+    return scalars
+
+
+class _naming:
+    """Puts the index of a weight before the message of an error."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            raise kind(f"weights[{self.index}]: {error}") from error
+
+
+def _whole(name, number):
+    if not float(number).is_integer():
+        raise ValueError(f"{name} must be a whole number, got {number}")
+    return int(number)
+
+
+def _options(formulas, i):
+    """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
+    eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
+    if center not in (0, 1):
+        raise ValueError(f"center must be 0 or 1, got {center}")
+    return eps, _whole("eps_mode", eps_mode), _whole("correction", correction), bool(center), scale
+
+
+def _check_lists(weights, formulas, **lists):
+    for name, values in lists.items():
+        if len(values) != len(weights):
+            raise ValueError(
+                f"{name} must have one entry a weight, {len(weights)}; got {len(values)}"
+            )
+    if len(formulas) != 5 * len(weights):
+        raise ValueError(
+            f"formulas must have 5 numbers a weight, {5 * len(weights)} in all; got {len(formulas)}"
+        )
+
+
+def _check_one_device(weights, i):
+    if weights[i].device != weights[0].device:
+        raise ValueError(
+            f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
+        )
+
+
+def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
+    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
+    for i, weight in enumerate(weights):
+        with _naming(i):
+            options = _options(formulas, i)
+            each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
+            _check_one_device(weights, i)
+
+
+def _check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
+    _check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
+    for i, weight in enumerate(weights):
+        with _naming(i):
+            each(grads[i], weight, gains[i], channel_dims[i], *_options(formulas, i))
+            _check_one_device(weights, i)
+
+
+def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    return [
+        reference.standardize_op(
+            weight, gains[i], shifts[i], channel_dims[i], *_options(formulas, i), dtype
+        )
+        for i, weight in enumerate(weights)
+    ]
+
+
+def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    arguments = (channel_dims, formulas, dtype)
+    if needs_reference():
+        _check_all(weights, gains, shifts, *arguments)
+        return reference_many(weights, gains, shifts, *arguments)
+    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
+    try:
+        return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
+    except RuntimeError:
+        _check_all(weights, gains, shifts, *arguments, each=explain)
+        allocate_again(weights, dtype)
+        raise
+
+
+def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
+    _check_all(weights, gains, shifts, channel_dims, formulas, dtype)
+    return [torch.empty_like(weight, dtype=dtype or weight.dtype) for weight in weights]
+
+
+def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
+    _check_all_backward(grads, weights, gains, channel_dims, formulas)
+    results = [torch.empty_like(weight) for weight in weights]
+    for _ in range(2 if affine else 0):
+        results += [
+            weight.new_empty((weight.shape[dim],))
+            for weight, dim in zip(weights, channel_dims, strict=True)
+        ]
+    return results
+
+
+library.impl("standardize_many", _autograd_many, "Autograd")
+torch.library.register_fake("ws::standardize_many", _fake_forward_many, lib=library)
+torch.library.register_fake("ws::forward_many", _fake_forward_many, lib=library)
+torch.library.register_fake("ws::backward_many", _fake_backward_many, lib=library)

@@ -1,0 +1,15 @@
+"""``python -m torch_ws.inspect``: the command, its reading in a process of its own."""
+
+import signal
+import sys
+
+from .command import fail, parse, run
+from .limits import in_a_process
+
+sys.stdout.reconfigure(errors="replace")  # names may have what its encoding has not
+args = parse(sys.argv[1:])
+status = in_a_process(lambda: run(args))
+if status < 0:
+    died = signal.Signals(-status).name
+    status = fail(f"{args.checkpoint}: cannot be read: its reader was ended by {died}")
+sys.exit(status)

@@ -1,0 +1,1 @@
+"""Layers and parametrizations that standardize their weight."""

@@ -1,0 +1,1 @@
+"""Surgery on models: other layers made into these ones, and these into plain ones."""

@@ -1,0 +1,214 @@
+"""Turns a model's convolutions and linear layers into weight-standardized ones, in place.
+
+A layer is converted by changing its class: its Parameter objects, hooks and attributes are not
+touched, so optimizers, checkpoints and whatever else refers to them go on working. Everything is
+planned and checked before anything is changed: a conversion that fails leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .._check import called, check, check_weight
+from ..formulas import Formula, denominator, resolve
+from ..layers import modules
+from ..layers.standardized import Standardized, regrouped
+from .convertible import (
+    check_layer,
+    inside_attention,
+    own_class,
+    refuse_other,
+    refuse_wrapped,
+    skipped,
+    standardization,
+    warn,
+)
+
+CONVOLUTIONS = {
+    nn.Conv1d: modules.WSConv1d,
+    nn.Conv2d: modules.WSConv2d,
+    nn.Conv3d: modules.WSConv3d,
+    nn.ConvTranspose1d: modules.WSConvTranspose1d,
+    nn.ConvTranspose2d: modules.WSConvTranspose2d,
+    nn.ConvTranspose3d: modules.WSConvTranspose3d,
+}
+LINEAR = {nn.Linear: modules.WSLinear}
+
+# In inference torch.nn computes these from their layers' weights, past the layers' forwards, where
+# the attribute allows it. It is off while standardized layers are inside; fold() puts it back.
+FUSED = {
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+    nn.TransformerEncoder: "use_nested_tensor",
+}
+FUSED_BEFORE = "_fused_before_conversion"
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    model: nn.Module,
+    formula: str | Formula = "paper",
+    *,
+    linear: bool = False,
+    skip: Iterable[str | type] | Callable[[str, nn.Module], bool] = (),
+    gain: bool = False,
+    shift: bool = False,
+    preserve: bool = False,
+) -> nn.Module:
+    """Makes a model's convolutions weight-standardized ones, in place.
+
+    Equivalent to replacing every ``nn.Conv2d`` by a :class:`torch_ws.WSConv2d` that has the same
+    Parameter objects, and so on for 1-d, 3-d and transposed convolutions, the root included. Names,
+    state_dict keys, hooks, dtypes, devices, memory formats, ``training`` and ``requires_grad``
+    stay, and an optimizer made before keeps its state. Layers that are weight-standardized already,
+    also by :func:`torch_ws.parametrize`, stay as they are if the call asks for nothing else than
+    they have.
+
+    Layers of exactly torch.nn's classes are converted. Subclasses, whose forward may do anything,
+    are left alone with a warning, and so are the projections inside ``nn.MultiheadAttention``,
+    which reads their weights itself.
+
+    Args:
+        model: any module, also a single layer.
+        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        linear: convert ``nn.Linear`` too.
+        skip: what to leave alone: names as in ``model.named_modules()`` and types, each with all
+            that is below it; or a function of a layer's name and the layer.
+        gain: give each layer a learnable factor a channel, a parameter `gain` of shape (C,),
+            initially 1. It is a new key of the state_dict, and new to an optimizer made before:
+            ``add_param_group``. It requires a gradient if the weight does.
+        shift: likewise a learnable offset a channel, initially 0.
+        preserve: the model computes what it did before, up to rounding: for each channel gain
+            is set to d / scale and shift to the mean (see :mod:`torch_ws.formulas`), computed in
+            float64. Both become parameters; shift only if asked for where the formula does not
+            center.
+
+    Returns:
+        The model itself. What became of each layer is logged at level INFO.
+
+    Warns:
+        UserWarning: if layers are left alone as above; if there is nothing to convert; of layers
+            registered after the model's last normalization when they get no gain, because
+            standardization removes the scale of their output and nothing after them would have;
+            of layers with one element a channel, whose standardized weight is 0.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument, or, by name, a layer that cannot be converted:
+            lazy and not initialized; parametrized, pruned, or under ``weight_norm``; with a weight
+            that :func:`torch_ws.standardize` refuses; already in DistributedDataParallel or sharded
+            if it would get new parameters; weight-standardized already with another formula,
+            without a gain or shift that is asked for, or at all with `preserve`: skip these, by
+            :class:`torch_ws.Standardized` or by name. The model is unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    formula = resolve(formula)
+    flags = {"linear": linear, "gain": gain, "shift": shift, "preserve": preserve}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    classes = {**CONVOLUTIONS, **LINEAR} if linear else CONVOLUTIONS
+    to_skip = skipped(model, skip, tuple(classes))
+    attention = inside_attention(model)
+    plan, left_alone, standardizing = [], [], {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, tuple(classes)):
+            continue
+        if layer in to_skip:
+            logger.info("%s: skipped", called(name, layer))
+        elif standardization(layer) is not None:
+            standardizing[name] = layer
+        elif own_class(layer) not in classes or layer in attention:
+            logger.info("%s: left alone", called(name, layer))
+            left_alone.append(called(name, layer))
+        else:
+            plan.append(_plan(name, layer, classes, formula, gain, shift, preserve))
+    refuse_other(standardizing, formula, gain, shift, preserve)
+    if gain or shift or preserve:
+        refuse_wrapped(model, plan)
+    warn(model, plan, left_alone, formula, linear)
+
+    for step in plan:
+        logger.info("%s: converted", called(step.name, step.layer))
+        step.layer.__class__ = step.cls
+        step.layer.formula = formula
+        step.layer.register_parameter("gain", step.gain)
+        step.layer.register_parameter("shift", step.shift)
+    disable_fused(model)
+    return model
+
+
+class _Step(NamedTuple):
+    name: str
+    layer: nn.Module
+    cls: type
+    gain: nn.Parameter | None
+    shift: nn.Parameter | None
+
+
+def _plan(name, layer, classes, formula, gain, shift, preserve):
+    try:
+        check_layer(layer)
+        vectors = _new_parameters(layer, formula, gain, shift, preserve)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise type(error)(f"{called(name, layer)}: {error}") from error
+    return _Step(name, layer, classes[type(layer)], *vectors)
+
+
+def channel_rows(layer, weight):
+    """The weight as one row an output channel."""
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        weight = regrouped(weight, layer.groups)
+    return weight.flatten(1)
+
+
+def _new_parameters(layer, formula, gain, shift, preserve):
+    """The gain and the shift that the layer gets, each None where it gets none."""
+    weight = layer.weight.detach()
+    check_weight(weight)
+    rows = channel_rows(layer, weight.to("meta"))
+    arguments = formula.arguments(rows.shape[1] or 1)
+    check(rows, None, None, 0, *arguments, None)
+    gains = torch.ones(len(rows)) if gain or preserve else None
+    shifts = torch.zeros(len(rows)) if shift or (preserve and formula.center) else None
+    if preserve and weight.numel() > 0:
+        gains, means = _preserving(channel_rows(layer, weight), *arguments)
+        shifts = means if formula.center else shifts
+
+    def parameter(vector):
+        if vector is None:
+            return None
+        vector = vector.to(dtype=weight.dtype, device=weight.device)
+        return nn.Parameter(vector, requires_grad=layer.weight.requires_grad)
+
+    return parameter(gains), parameter(shifts)
+
+
+def _preserving(rows, eps, eps_mode, correction, center, scale):
+    """gain and shift with ``gain * w_hat + shift == w``: d / scale and the mean, in float64."""
+    if rows.is_meta:
+        raise ValueError("preserve needs the weight's values, and it is on the meta device")
+    if scale == 0:
+        raise ValueError("preserve needs a formula with another scale than 0")
+    rows = rows.double()
+    mean = rows[:, 0] + (rows - rows[:, :1]).mean(1)  # exact for a constant channel
+    centered = rows - mean[:, None] if center else rows
+    var = centered.square().sum(1) / (rows.shape[1] - correction)
+    return denominator(var, eps, eps_mode) / scale, mean
+
+
+def disable_fused(model):
+    for module in model.modules():
+        for cls, attribute in FUSED.items():
+            if (
+                isinstance(module, cls)
+                and not hasattr(module, FUSED_BEFORE)
+                and any(isinstance(below, Standardized) for below in module.modules())
+            ):
+                setattr(module, FUSED_BEFORE, getattr(module, attribute))
+                setattr(module, attribute, False)

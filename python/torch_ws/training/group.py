@@ -1,0 +1,292 @@
+"""All standardized weights of a forward pass in one launch, and their gradients in one a bucket.
+
+The root's forward computes the results, the layers take them, and at its end they are let go of. A
+bucket becomes a node of the autograd graph when the first of its layers asks, and not before:
+autograd runs the latest node that is ready, so the bucket's gradients come as soon as its layers
+have run backward, and DistributedDataParallel can send them while earlier layers still work.
+
+The forward is wrapped in a subclass, as PyTorch's fully_shard does, and not in hooks: torch.compile
+runs the hooks of the outermost module outside of the graph.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+
+import torch
+from torch import nn
+
+from ..core.autograd import needs_reference
+from ..core.private import in_backward, saved_tensors_hooks
+from ..layers.cache import cacheable
+from ..layers.standardized import autocast_dtype
+from .batch import Launch, has_kernel, launches, standardized_layers
+from .subclass import subclass_of
+
+_grouped: weakref.WeakSet = weakref.WeakSet()  # the models
+
+
+def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
+    """Standardizes all weights of each forward pass of `model` in one launch.
+
+    Results and gradients are those of the layers one by one, to the last bit. (Of a layer with
+    several uses in a pass the gradients are summed before standardization's backward, not after.)
+    A layer computes its own result where the group's would not do: called alone, in another
+    autocast state than the model, inside activation checkpointing, with parameters that have
+    changed since the pass began, or under a torch.func transform. Layers may be added, replaced,
+    moved and frozen at any time.
+
+    A pass computes what the pass before it used: weights of layers that are not reached cost
+    nothing from the second pass on.
+
+    Args:
+        model: any module with torch_ws layers, before or after wrapping in
+            DistributedDataParallel.
+        bucket_mb: None: one node of the autograd graph, whose backward runs when the gradients of
+            all results are there. A number: one for each so many MiB of weights, in the order of
+            first use, so that gradients appear while the backward pass goes on. A bucket's node,
+            like any, runs backward once, or with ``retain_graph=True`` until the last time.
+
+    Returns:
+        A handle whose ``remove()`` undoes it, and whose repr tells how many layers the group has
+        and how many passes it has served. Meanwhile the model's class is a subclass of what it was.
+        Copies and pickles of the model are not grouped.
+
+    Warns:
+        UserWarning: once, when a layer trains outside of any pass of its group, because something
+            else than the model's forward was called.
+
+    Raises:
+        TypeError: `model` is not a module, or `bucket_mb` not a number.
+        ValueError: `bucket_mb` is not positive, or `model` has a `forward` of its own beside its
+            class's.
+        RuntimeError: a part of the model belongs to a group already.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if bucket_mb is not None:
+        if isinstance(bucket_mb, bool) or not isinstance(bucket_mb, (int, float)):
+            raise TypeError(f"bucket_mb must be a number or None, got {type(bucket_mb).__name__}")
+        if not bucket_mb > 0:
+            raise ValueError(f"bucket_mb must be positive, got {bucket_mb}")
+    while "_orig_mod" in model._modules:  # from torch.compile
+        model = model._orig_mod
+    if "forward" in model.__dict__:
+        raise ValueError(
+            f"model must not have its forward replaced on the instance; {type(model).__name__} has"
+        )
+    modules = set(model.modules())
+    for other in _grouped:
+        if not modules.isdisjoint(other.modules()):
+            raise RuntimeError(
+                f"{type(model).__name__} and {type(other).__name__}, which is grouped already, "
+                "have modules in common: group the outermost module, once"
+            )
+    return Group(model, bucket_mb)
+
+
+class Group:
+    """What :func:`group` returns. Between passes also its layers' provider, an idle one."""
+
+    idle = True
+
+    def __init__(self, model: nn.Module, bucket_mb: float | None):
+        self._model = weakref.ref(model)
+        self._limit = None if bucket_mb is None else bucket_mb * 2**20
+        self._used: dict | None = None  # the layers that the last pass used, first use first
+        self._running: set = set()  # passes, of several threads or one within another
+        self._passes = 0
+        self._compiled = False
+        self._warned = False
+        self._class = type(model)
+        self._subclass = subclass_of(type(model))
+        for layer in standardized_layers(model):
+            # Compiled code guards what a layer has: the same before its first pass as after it.
+            if not layer._is_provided_for():
+                layer.__dict__["_provider"] = self
+        model.__dict__["_ws_group"] = self
+        model.__class__ = self._subclass
+        _grouped.add(model)
+
+    def remove(self) -> None:
+        """Ungroups the model: its layers go on one by one."""
+        model = self._model()
+        if model is None or model.__dict__.pop("_ws_group", None) is None:
+            return
+        if type(model) is self._subclass:  # else somebody has made a subclass of it
+            model.__class__ = self._class
+        _grouped.discard(model)
+        for layer in standardized_layers(model):
+            if layer._provider is self:
+                layer.__dict__.pop("_provider")
+
+    def __repr__(self):
+        model = self._model()
+        if model is None or model.__dict__.get("_ws_group") is not self:
+            return "Group(removed)"
+        layers = len(standardized_layers(model))
+        served = "compiled" if self._compiled else f"{self._passes} passes served"
+        return f"Group({self._class.__name__}: {layers} layers, {served})"
+
+    def begin(self, model: nn.Module) -> _Pass | None:
+        """Computes the results of a forward pass; None where there is nothing to compute."""
+        members = _members(model)
+        return _Pass(self, members, self._used, self._limit) if members else None
+
+    def end(self, ended: _Pass) -> None:
+        """Learns from a pass that has come to its end."""
+        if torch.compiler.is_compiling():
+            self._compiled = True
+        else:
+            self._used = ended.used
+            self._passes += 1
+
+    def take(self, layer, tensors, dtype):
+        """None: outside of a pass the layer computes its own result. Warns once if it trains."""
+        if (
+            not (self._warned or torch.compiler.is_compiling() or self._running)
+            and self._model() is not None
+            and layer.training
+            and torch.is_grad_enabled()
+            and isinstance(tensors[0], nn.Parameter)  # not a replica's
+            and any(t is not None and t.requires_grad for t in tensors)
+            and not in_backward()  # where checkpointing repeats a pass
+        ):
+            self._warned = True
+            model = self._class.__name__
+            warnings.warn(
+                f"torch_ws.group({model}) is not active: {layer} trains outside of a forward pass "
+                f"of {model}, and standardizes its weight by itself. Call {model} itself instead "
+                "of a part or another method of it, or group the module that is called",
+                UserWarning,
+                stacklevel=2,
+            )
+        return None
+
+
+def _members(model) -> dict:
+    """The layers that a pass can compute for, with their tensors and the dtype of the result."""
+    members: dict = {}
+    if not torch.compiler.is_compiling() and (
+        torch.is_inference_mode_enabled() or needs_reference() or torch.jit.is_tracing()
+    ):
+        return members
+    for layer in standardized_layers(model):
+        tensors = layer._tensors()
+        held = layer._is_provided_for() and not isinstance(layer._provider, _Pass)
+        if has_kernel(tensors[0]) and not held and not cacheable(layer, tensors):
+            members[layer] = (tensors, autocast_dtype(tensors[0]))
+    return members
+
+
+class _Pass:
+    """One forward pass of the model: what its layers ask instead of computing; see Standardized."""
+
+    idle = False
+
+    def __init__(self, group: Group, members: dict, used: dict | None, limit: float | None):
+        self.group = group
+        self.members = members
+        self.used: dict = {}
+        self.thread = self.saved_hooks = None
+        if not torch.compiler.is_compiling():
+            self.thread = threading.get_ident()
+            self.saved_hooks = saved_tensors_hooks()
+        self.places: dict = {}  # layer -> its bucket, and its place there
+        # A checkpointed pass must save the same tensors when it is repeated, whatever was learned.
+        if used is None or self.saved_hooks is not None:
+            order = list(members)
+        else:
+            order = [layer for layer in used if layer in members]
+        for launch in launches([(layer, *members[layer]) for layer in order]):
+            for bucket in _buckets(launch, limit):
+                for i, (layer, _) in enumerate(bucket.members):
+                    self.places[layer] = bucket, i
+        for layer in members:
+            layer.__dict__["_provider"] = self
+        if self.thread is not None:
+            group._running.add(self)
+
+    def take(self, layer, tensors, dtype):
+        """The layer's result from the launch; None: the layer computes its own."""
+        member = self.members.get(layer)
+        if member is None or member[1] != dtype or not _same(member[0], tensors):
+            return None
+        if torch.compiler.is_compiling():
+            place = self.places.get(layer)
+            return None if place is None else place[0].result(place[1])
+        if (
+            self.thread != threading.get_ident()
+            or needs_reference()
+            # Checkpointing computes a layer again after the pass: alone, saving other tensors.
+            or self.saved_hooks != saved_tensors_hooks()
+        ):
+            return None
+        self.used[layer] = None
+        place = self.places.get(layer)
+        if place is None or not place[0].unchanged(place[1]):
+            return None
+        return place[0].result(place[1])
+
+    def close(self):
+        for layer in self.members:
+            if layer._provider is self:
+                layer.__dict__["_provider"] = self.group
+        self.places = {}
+        self.group._running.discard(self)
+
+
+class _Bucket:
+    """Results that share a node of the autograd graph, made when the first of them is asked for."""
+
+    def __init__(self, members: list, dtype: torch.dtype | None, outs: list | None):
+        self.members = members
+        self.dtype = dtype
+        self.outs = outs
+        self.attached = False
+        if outs is None:  # a compiler orders the graph itself and looks for no place in it
+            self.outs = Launch(members, dtype).forward()
+            self.attached = True
+        else:
+            self.marks = [_mark(layer, tensors) for layer, tensors in members]
+
+    def unchanged(self, i):
+        return self.marks[i] == _mark(*self.members[i])
+
+    def result(self, i):
+        if torch.is_grad_enabled() and not self.attached:
+            self.outs = Launch(self.members, self.dtype).attach(self.outs)
+            self.attached = True
+        out = self.members[i][0]._from_rows(self.outs[i])
+        return out if torch.is_grad_enabled() else out.detach()
+
+
+def _buckets(launch: Launch, limit: float | None) -> list[_Bucket]:
+    """The launch's layers in buckets of at most `limit` bytes of weights, in their order."""
+    parts: list = []
+    filled = 0
+    for i, rows in enumerate(launch.rows):
+        size = rows.numel() * rows.element_size()
+        if not parts or (limit is not None and filled + size > limit):
+            parts.append([])
+            filled = 0
+        parts[-1].append(i)
+        filled += size
+    members = list(zip(launch.layers, launch.tensors, strict=True))
+    if torch.compiler.is_compiling():
+        return [_Bucket([members[i] for i in part], launch.dtype, None) for part in parts]
+    with torch.no_grad():
+        outs = launch.forward()
+    return [
+        _Bucket([members[i] for i in part], launch.dtype, [outs[i] for i in part]) for part in parts
+    ]
+
+
+def _same(old, new):
+    return old[0] is new[0] and old[1] is new[1] and old[2] is new[2]
+
+
+def _mark(layer, tensors):
+    return layer.formula, [t._version for t in tensors if t is not None]

@@ -1,0 +1,140 @@
+"""``make gpu``: the targets, and the summary of a run, from files made up here."""
+
+import json
+
+import pytest
+
+from gpu.stages import Result, Stage, run
+from gpu.summary import render, summarize
+
+MACHINE = {"gpu": "a GPU", "architecture": "9.0"}
+N = 23_454_912  # ResNet-50's
+
+
+def row(title, elements, direction, ours, copy, dtype="float32", host=None, **peers):
+    times = {"torch_ws": ours, "copy": copy, "elementwise": copy * 1.5, **peers}
+    providers = {name: {"median_us": time} for name, time in times.items()}
+    if host is not None:
+        providers["torch_ws"]["host"] = {"median_us": host}
+    return {
+        "title": title,
+        "elements": elements,
+        "direction": direction,
+        "dtype": dtype,
+        "bytes": elements * (8 if direction == "forward" else 12),
+        "providers": providers,
+        "skipped": {},
+    }
+
+
+def write(folder, name, *rows, complete=True):
+    (folder / f"{name}.json").write_text(json.dumps({"complete": complete, "rows": rows}))
+
+
+def summary(folder, *names):
+    return summarize(MACHINE, [Result(name, "passed") for name in names], folder)
+
+
+@pytest.mark.parametrize(
+    ("elements", "direction", "ours", "met"),
+    [  # copies take 10 us; the target is on the line, or missed by a little
+        (1 << 20, "forward", 10 / 0.9, True),
+        (1 << 20, "forward", 10 / 0.89, False),
+        (1 << 20, "backward", 10 / 0.86, True),
+        (1 << 20, "backward", 10 / 0.84, False),
+        (1 << 18, "forward", 11.99, True),
+        (1 << 18, "backward", 12.1, False),
+        (1 << 18, "forward", float("nan"), False),  # not timed
+    ],
+)
+def test_targets_of_single_weights(tmp_path, elements, direction, ours, met):
+    write(tmp_path, "weights", row("64x9", elements, direction, ours, copy=10))
+    (target,) = summary(tmp_path, "weights")["targets"]
+    assert target["met"] == met and "copy 10.00" in target["note"]  # the faster of the two copies
+
+
+def test_targets_of_the_model(tmp_path):
+    peers = {"formula": 900.0, "batch_norm": 360, "layer_norm": 200}
+    write(
+        tmp_path,
+        "model",
+        row("ResNet-50", N, "forward", 45, 44, host=90, **peers),
+        row("ResNet-50", N, "backward", 71, 66, host=101, formula=1500),
+        row("ResNet-50", N, "forward", 36, 33, dtype="float32:bfloat16", host=90),
+    )
+    write(tmp_path, "compile", row("ResNet-50", N, "forward", 45, 44, compile=89))
+    found = summary(tmp_path, "model", "compile")["targets"]
+    assert {target["what"]: (target["measured"], target["met"]) for target in found} == {
+        "ResNet-50, float32, forward: GPU": (45, True),
+        "ResNet-50, float32, forward: host": (90, True),
+        "ResNet-50, float32, forward: formula takes": (20, True),
+        "ResNet-50, float32, forward: batch_norm takes": (8, True),
+        "ResNet-50, float32, forward: layer_norm takes": (200 / 45, True),
+        "ResNet-50, float32, backward: GPU": (71, False),
+        "ResNet-50, float32, backward: host": (101, False),
+        "ResNet-50, float32, backward: formula takes": (1500 / 71, True),
+        "ResNet-50, float32:bfloat16, forward: GPU": (36, True),
+        "ResNet-50, float32:bfloat16, forward: host": (90, True),
+        "ResNet-50, float32, forward: compile takes": (89 / 45, False),
+    }
+
+
+def test_the_summary_reads_what_the_benchmark_writes(tmp_path):
+    options = "--shapes 8x8 --providers elementwise --direction forward backward --seconds 0.01"
+    command = f"{{python}} -m bench {options} --json {{out}}/weights.json"
+    result = run(Stage("weights", "first", 60, command), tmp_path, "", float("inf"))
+    found = summarize(MACHINE, [result], tmp_path)
+    assert result.status == "passed" and not found["missing"]
+    rows = json.loads((tmp_path / "weights.json").read_text())["rows"]
+    for target, of_bench in zip(found["targets"], rows, strict=True):
+        times = {name: entry["median_us"] for name, entry in of_bench["providers"].items()}
+        copy = min(times["copy"], times["elementwise"])
+        assert target["measured"] == times["torch_ws"] / copy
+        assert target["what"].startswith("8x8, float32, ")
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    skipping, stopped = (row(name, 100, "forward", 1, copy=1) for name in ("ResNet-50", "a"))
+    skipping["skipped"] = {"compile": "no compiler"}
+    stopped["providers"]["copy"]["method"] = "events"
+    write(tmp_path, "compile", skipping)
+    write(tmp_path, "weights", stopped, complete=False)
+    assert summary(tmp_path, "weights", "model", "compile")["missing"] == [
+        "weights: only 1 rows, then it stopped",
+        "weights: a, float32, forward: copy is in no CUDA graph, its time has gaps in it",
+        "model: nothing was measured",
+        "compile: compile was left out: no compiler",
+    ]
+
+
+def test_figures_of_an_earlier_run_are_not_read(tmp_path):
+    for name in ("weights", "model", "compile"):
+        write(tmp_path, name, row("stale", N, "forward", 1, copy=1))
+    dies = run(Stage("weights", "first", 60, "false"), tmp_path, "9.0", float("inf"))
+    found = summarize(MACHINE, [dies, Result("model", "skipped")], tmp_path)
+    assert found["targets"] == [] and found["missing"] == ["weights: nothing was measured"]
+
+
+def test_summary(tmp_path):
+    small = row("64x64", 4096, "forward", 1, copy=1)
+    write(tmp_path, "weights", row("116736x9", 1_050_624, "forward", 13, copy=10, host=8), small)
+    write(tmp_path, "model", row("ResNet-50", N, "forward", 45, 44, host=120))
+    results = [
+        Result("weights", "passed", 61),
+        Result("model", "passed", 50),
+        Result("tests", "failed", 100, "1 failed, 9 passed in 99s"),
+        Result("memcheck", "skipped", detail="compute-sanitizer: not found"),
+    ]
+    found = summarize(MACHINE, results, tmp_path)
+    assert found["passed"] is False
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    lines = render(found).splitlines()
+    assert "tests        FAILED      100 s  1 failed, 9 passed in 99s" in lines
+    assert "memcheck     SKIPPED       0 s  compute-sanitizer: not found" in lines
+    (weight,) = (line for line in lines if line.startswith("116736x9"))
+    assert "0.77x" in weight and ">= 0.9x" in weight and "MISSED" in weight
+    (host,) = (line for line in lines if "host" in line and "ResNet-50," in line)
+    assert "120.00 us" in host and "<= 100 us" in host and "MISSED" in host
+    assert "copy         840 GB/s, read and written" in lines  # of the largest
+    assert lines[-1] == "Stages: 2 passed, 1 failed, 1 skipped; targets: 2 met, 2 missed"
+    assert max(map(len, lines)) <= 140
