@@ -8,7 +8,7 @@ and shifts of 0. The ways are in core/test_degenerate.py and cuda/test_cuda_dege
 import torch
 from accuracy import assert_close, relative_error
 from torch_ws import Formula, formulas, reference
-from torch_ws.formulas import denominator
+from torch_ws.reference import denominator
 
 RESULTS = ("out", "grad_weight", "grad_gain", "grad_shift")
 
@@ -117,13 +117,5 @@ def far_from_zero(run, cols, dtypes):
             assert_close(result[name], judge[name], 1e-6)
 
 
-CASES = {
-    case.__name__: case
-    for case in (
-        constant_rows,
-        constant_gradients,
-        rows_of_one_element,
-        nan_and_inf,
-        far_from_zero,
-    )
-}
+_ALL = constant_rows, constant_gradients, rows_of_one_element, nan_and_inf, far_from_zero
+CASES = {case.__name__: case for case in _ALL}
