@@ -154,11 +154,7 @@ def test_bitwise_the_same_for_any_number_of_threads(isa, threads):
 
 @pytest.mark.parametrize("frozen", ["weight", "gain", "shift"])
 def test_only_what_needs_a_gradient_gets_one(frozen):
-    inputs = {
-        "weight": torch.randn(4, 9),
-        "gain": torch.randn(4),
-        "shift": torch.randn(4),
-    }
+    inputs = {"weight": torch.randn(4, 9), "gain": torch.randn(4), "shift": torch.randn(4)}
     for name, tensor in inputs.items():
         tensor.requires_grad_(name != frozen)
     standardize(**inputs).square().sum().backward()
