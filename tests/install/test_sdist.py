@@ -82,16 +82,6 @@ def test_a_wheel_of_it_installs_and_every_module_imports(unpacked, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"torch_ws"}
     assert {"torch_ws/py.typed", "torch_ws/_C.pyi"} <= set(names)  # what type checkers look for
-    script = (
-        "import torch, torch_ws; print(torch_ws.__file__, torch_ws.__version__);"
-        "w = torch.randn(4, 9, dtype=torch.float64);"
-        "torch.testing.assert_close(torch_ws.standardize(w), torch_ws.reference.standardize(w));"
-        "print(torch_ws.info()['cuda_reason'])"
-    )
-    output = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
-    version = wheel.name.split("-")[1]
-    expected = f"{tmp_path}/site/torch_ws/__init__.py {version}\nbuilt without CUDA: WS_CUDA=off\n"
-    assert output == expected
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
     run(*install, "--target", str(tmp_path / "site"), str(wheel), cwd=tmp_path)
     output = run(sys.executable, "-c", SCRIPT, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
