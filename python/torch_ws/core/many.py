@@ -88,7 +88,7 @@ def standardize_many(
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
         traced = torch.compiler.is_compiling()
-        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
+        if traced and not torch.onnx.is_in_onnx_export():  # ONNX has no such op
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
         if traced or needs_reference() or not known:

@@ -64,7 +64,7 @@ def standardize(
         scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
         traced = is_compiling() or is_tracing()
-        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
+        if traced and not torch.onnx.is_in_onnx_export():  # ONNX has no such op
             return _op(weight, gain, shift, *arguments)
         if traced or needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             check(weight, gain, shift, *arguments)

@@ -34,15 +34,10 @@ def standardize_before_gather(model: nn.Module) -> nn.Module:
         fully_shard(model, mp_policy=policy)
         torch_ws.distributed.standardize_before_gather(model)
 
-    The ranks share the work, which each would otherwise do whole, and what is gathered in bfloat16
-    is the standardized weight: half the bytes of gathering float32 weights to standardize them
-    after, and statistics of the float32 weights, which those of gathered bfloat16 weights are not.
-    The sharded parameters, state_dict, gradients and optimizers are those without it. Gradients may
-    be accumulated with a reduction in each pass or, by ``set_requires_gradient_sync(False)``, in
-    the last. gain and shift are applied after the gather, in its dtype.
-
-    Transposed convolutions, whose dimension 0 is not the output channels, and layers that are not
-    sharded along dimension 0 go on standardizing after the gather.
+    Equivalent to standardizing after a gather in float32, with the standardized weight, in
+    ``param_dtype``, gathered instead. Sharded parameters, state_dict, gradients and optimizers are
+    those without it. Transposed convolutions and layers that are not sharded along dimension 0 go
+    on standardizing after the gather.
 
     Args:
         model: has been given to ``fully_shard``, as a whole or in parts.

@@ -49,17 +49,16 @@ class Standardized(nn.Module):
     For layers of one's own, before a torch.nn class among the bases; `channels` names the attribute
     that counts the output channels, and forward applies :meth:`standardized_weight`.
 
-    Args (keyword-only, after torch.nn's):
+    Args:
         formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`. The attribute
             `formula` is that Formula, and may be set at any time to either.
         gain: True: a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
         shift: True: a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
 
-    Under autocast a float32 weight is standardized into autocast's dtype in the same pass.
-
-    Where no gradient is needed, in eval mode or frozen, the standardized weight is computed once
-    and kept until the parameters change; ``train()`` and ``eval()`` drop it. Writes through
-    ``.data`` are not noticed: :func:`torch_ws.eval_cache` turns it off.
+    They are keyword-only, and torch.nn's arguments come before them. Under autocast a float32
+    weight is standardized into autocast's dtype in the same pass. Where no gradient is needed, in
+    eval mode or frozen, the result is kept until the parameters change
+    (:func:`torch_ws.eval_cache`).
 
     Raises:
         TypeError, ValueError: as torch.nn's class; for an unknown formula; gain or shift no bool.
