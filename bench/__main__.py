@@ -1,4 +1,4 @@
-"""``python -m bench [COMMAND] [OPTIONS]``: one module for each command, each with a main(argv).
+"""``python -m bench [COMMAND] [OPTIONS]``: each command a folder with command.main(argv).
 
 Without a command it times standardization itself; ``python -m bench --help`` has the options.
 """
@@ -6,20 +6,20 @@ Without a command it times standardization itself; ``python -m bench --help`` ha
 import importlib
 import sys
 
-COMMANDS = ("standardize", "step")
+COMMANDS = {"standardize": "weights", "step": "step"}  # the first is the default
 
 
-def main(argv: list[str]) -> int:
-    command = COMMANDS[0]
+def main(argv: list[str]) -> None:
+    command = next(iter(COMMANDS))
     if argv and argv[0] in COMMANDS:
         command, argv = argv[0], argv[1:]
     try:
-        module = importlib.import_module(f"bench.{command}")
+        module = importlib.import_module(f"bench.{COMMANDS[command]}.command")
     except ImportError as error:
         print(f"python -m bench: error: {error}", file=sys.stderr)
-        return 2
-    return module.main(argv)
+        sys.exit(2)
+    module.main(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

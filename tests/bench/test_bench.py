@@ -2,23 +2,18 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch_ws
+from benchmark import run_main, run_program
 
-ROOT = Path(__file__).parents[2]
-
-pytest.importorskip("rich")
-
-from bench import machine, providers, standardize, timing  # noqa: E402
-from bench.calls import make_call  # noqa: E402
-from bench.checks import check, error, run_counting_saved  # noqa: E402
-from bench.measure import DTYPES  # noqa: E402
-from bench.workloads import make_tensors, moved_bytes, weight_workload  # noqa: E402
+from bench.common import timing
+from bench.weights import providers
+from bench.weights.calls import make_call
+from bench.weights.checks import check, error, run_counting_saved
+from bench.weights.measure import DTYPES
+from bench.weights.workloads import make_tensors, moved_bytes, weight_workload
 
 
 def provider(name):
@@ -151,27 +146,13 @@ def test_timing_quartiles():
 # --- the command line
 
 
-def run_main(arguments, monkeypatch):
-    # the allocator's settings would outlive the test
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: False)
-    return standardize.main(arguments.split())
-
-
 def test_command_line(tmp_path):
     """The whole program on the smallest weight, and what it leaves in its files."""
-    path, picture = tmp_path / "found.json", tmp_path / "found.png"
-    command = [sys.executable, "-m", "bench", "--shapes", "8x8", "--providers", "layer_norm"]
-    command += ["--seconds", "0.01", "--threads", "1", "--json", str(path), "--plot", str(picture)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "speed-up over each peer" in done.stdout and "8x8" in done.stdout
-    lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 or str(tmp_path) in line for line in lines)
+    arguments = "--shapes 8x8 --providers layer_norm --seconds 0.01 --threads 1"
+    printed, found, picture = run_program(arguments, tmp_path)
+    assert "speed-up over each peer" in printed and "8x8" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-    found = json.loads(path.read_text())
-    assert found["schema"] == 1
-    assert found["command"].endswith(f"--plot {picture}")
-    assert found["machine"]["threads"] == found["settings"]["threads"] == 1
+    assert found["settings"]["threads"] == 1
     assert found["machine"]["isa"] == torch_ws.cpu_capability()
     assert found["versions"]["torch"] == torch.__version__
     assert list(found["providers"]) == ["torch_ws", "layer_norm", "copy"]
@@ -197,7 +178,7 @@ def test_instruction_sets(tmp_path, monkeypatch, capsys):
     before = torch_ws.cpu_capability()
     path = tmp_path / "found.json"
     arguments = f"--shapes 8x8 --providers layer_norm --isa default --seconds 0.01 --json {path}"
-    assert run_main(arguments, monkeypatch) == 0
+    run_main(arguments, monkeypatch)
     assert torch_ws.cpu_capability() == before
     assert "instruction sets" in capsys.readouterr().out
     row = json.loads(path.read_text())["rows"][0]
@@ -207,82 +188,27 @@ def test_instruction_sets(tmp_path, monkeypatch, capsys):
 def test_overhead(tmp_path, monkeypatch):
     path = tmp_path / "found.json"
     arguments = f"--only overhead --providers batch_norm --seconds 0.01 --json {path}"
-    assert run_main(arguments, monkeypatch) == 0
+    run_main(arguments, monkeypatch)
     rows = json.loads(path.read_text())["rows"]
     assert [row["direction"] for row in rows] == ["no_grad", "forward", "both"]
     assert {row["workload"] for row in rows} == {"8x8"}
 
 
-def test_wrong_result_stops_the_run(monkeypatch, capsys):
+def test_wrong_result_stops_the_run(monkeypatch):
     right = torch_ws.standardize
     monkeypatch.setattr(torch_ws, "standardize", lambda w, **options: 1.01 * right(w, **options))
-    assert run_main("--shapes 8x8 --providers layer_norm --seconds 0.01", monkeypatch) == 1
-    assert (
-        "error: torch_ws is wrong on 8x8 in float32: error 1.0e-02 forward"
-        in capsys.readouterr().err
-    )
+    message = "error: torch_ws is wrong on 8x8 in float32: error 1.0e-02 forward"
+    with pytest.raises(SystemExit, match=message):
+        run_main("--shapes 8x8 --providers layer_norm --seconds 0.01", monkeypatch)
 
 
 def test_wrong_peer_is_left_out(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda w, *args, **options: w * 1.0)
     arguments = f"--shapes 8x8 --providers layer_norm --seconds 0.01 --json {path}"
-    assert run_main(arguments, monkeypatch) == 0
+    run_main(arguments, monkeypatch)
     found = json.loads(path.read_text())
     for row in found["rows"]:
         assert list(row["providers"]) == ["torch_ws", "copy"]
         assert row["skipped"]["layer_norm"].startswith("wrong, error")
     assert "left out of 8x8: wrong" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--models resnet51", "invalid choice: 'resnet51'"),
-        ("--shapes 8xx8", "a shape is written like 512x128x3x3, not '8xx8'"),
-        ("--shapes 8x1x1", "8x1x1: one element a channel has no standard deviation"),
-        ("--dtype int8", "invalid choice: 'int8'"),
-        ("--direction sideways", "invalid choice: 'sideways'"),
-        ("--providers apex", "invalid choice: 'apex'"),
-        ("--seconds 0", "--seconds"),
-        ("--threads 0", "--threads"),
-        ("--json /nowhere/found.json", "argument --json: no folder /nowhere"),
-        ("--json .", "argument --json: . cannot be written"),
-        ("--plot found.svg", "argument --plot: found.svg should end in .png"),
-        ("--only overhead --plot found.png", "leaves nothing to draw"),
-        ("--only models --shapes 8x8", "argument --shapes: given, but --only leaves"),
-    ],
-)
-def test_bad_arguments(arguments, message, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run_main(arguments, monkeypatch)
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert out == ""  # nothing ran
-    lines = err.splitlines()
-    assert len(lines) == 2 and message in lines[1]  # the usage and the error
-
-
-def test_instruction_set_that_is_not_here(monkeypatch, capsys):
-    def refuse(name):
-        if name == "avx512":
-            raise ValueError("name must be an instruction set that this machine has")
-
-    monkeypatch.setattr(torch_ws._C, "set_cpu_capability", refuse)
-    with pytest.raises(SystemExit):
-        run_main("--isa avx512", monkeypatch)
-    assert "argument --isa: this machine cannot run avx512" in capsys.readouterr().err
-
-
-def test_cuda_without_a_device(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        run_main("--device cuda", monkeypatch)
-    assert "this PyTorch sees no CUDA device" in capsys.readouterr().err
-
-
-def test_plot_without_matplotlib(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        run_main("--plot found.png", monkeypatch)
-    assert "it needs matplotlib, which is not installed" in capsys.readouterr().err

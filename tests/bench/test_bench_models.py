@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.workloads import MODELS, SHAPES, model_shapes, model_workload, parse_shape
+from bench.weights.workloads import MODELS, SHAPES, model_shapes, model_workload, parse_shape
 
 
 def resnet50():

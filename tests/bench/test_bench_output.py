@@ -1,16 +1,17 @@
-"""What a run of the benchmark leaves behind: without rich, and when it is stopped."""
+"""What a run of the benchmark leaves behind: in a log, on a terminal, and when it is stopped."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch_ws
+from benchmark import run_main
+from other_process import run
 
-from bench import machine, options, standardize
-from bench.providers import COPY, ELEMENTWISE
+from bench.common.terminal import show_progress
+from bench.weights import options
+from bench.weights.providers import COPY, ELEMENTWISE
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,29 +20,32 @@ def test_runs_without_rich_and_matplotlib(tmp_path):
     script = """
 import sys
 sys.modules["rich"] = sys.modules["matplotlib"] = None
+root, *arguments = sys.argv[1:]
+sys.path.insert(0, root)
 from bench.__main__ import main
-sys.exit(main(sys.argv[1:]))
+main(arguments)
 """
     arguments = ["--shapes", "8x8", "16x9", "--providers", "layer_norm", "--seconds", "0.01"]
     path = tmp_path / "found.json"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "--json", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "forward, float32: torch_ws, and its speed-up over each peer\n" in done.stdout
-    assert "\nworkload  torch_ws  GB/s  x copy" in done.stdout
-    lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 or str(tmp_path) in line for line in lines)
+    lines = run(script, ROOT, *arguments, "--json", path)
+    assert "forward, float32: torch_ws, and its speed-up over each peer" in lines
+    assert any(line.startswith("workload  torch_ws  GB/s  x copy") for line in lines)
     found = json.loads(path.read_text())
     assert found["complete"] and len(found["rows"]) == 4
 
 
+def test_progress_is_the_last_line_of_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "10")
+    show_progress("checking")
+    assert capsys.readouterr() == ("", "")  # nothing in a log
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    show_progress("checking resnet50")
+    show_progress()
+    back = "\r\033[K"  # to the line's beginning, and clears it
+    assert capsys.readouterr() == ("", f"{back}checking {back}")
+
+
 def test_a_stopped_run_leaves_the_rows_it_has(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: False)
     right, path = torch_ws.standardize, tmp_path / "found.json"
 
     def wrong_on_the_second(weight, **options):
@@ -49,7 +53,8 @@ def test_a_stopped_run_leaves_the_rows_it_has(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch_ws, "standardize", wrong_on_the_second)
     arguments = f"--shapes 8x8 16x9 --providers layer_norm --seconds 0.01 --json {path}"
-    assert standardize.main(arguments.split()) == 1
+    with pytest.raises(SystemExit, match="torch_ws is wrong on 16x9"):
+        run_main(arguments, monkeypatch)
     found = json.loads(path.read_text())
     assert not found["complete"]
     assert [row["workload"] for row in found["rows"]] == ["8x8", "8x8"]
@@ -70,3 +75,9 @@ def test_copies_that_are_timed(arguments, expected):
     args = options.make_parser().parse_args(arguments.split())
     names = {provider.name for provider in options.choose_providers(args)}
     assert names & {COPY, ELEMENTWISE} == expected
+
+
+def test_common_imports_from_no_command():
+    files = (ROOT / "bench" / "common").glob("*.py")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert texts and not [name for name, text in texts.items() if "from .." in text]

@@ -7,10 +7,10 @@ import torch
 import torch_ws
 from torch import nn
 
-from bench import step_checks
-from bench.networks import NETWORKS, ResNet50, UNet
-from bench.step_memory import peak_bytes
-from bench.step_variants import (
+from bench.step import checks as step_checks
+from bench.step.memory import peak_bytes
+from bench.step.networks import NETWORKS, ResNet50, UNet
+from bench.step.variants import (
     FormulaConv2d,
     Settings,
     Trainer,
@@ -18,7 +18,7 @@ from bench.step_variants import (
     make_data,
     variants,
 )
-from bench.workloads import model_shapes
+from bench.weights.workloads import model_shapes
 
 TINY = NETWORKS["tiny"]
 

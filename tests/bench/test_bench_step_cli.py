@@ -2,21 +2,17 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch_ws
+from benchmark import run_main, run_program
 from torch import nn
 
-from bench import machine, step
-from bench.step_measure import Overhead
-from bench.step_variants import variants
+from bench.step.measure import Overhead
+from bench.step.variants import variants
 
-ROOT = Path(__file__).parents[2]
-SMALL = "--models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seconds 0.01"
+SMALL = "step --models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seconds 0.01"
 
 
 # --- the statistics
@@ -46,31 +42,10 @@ def test_overhead_is_taken_within_rounds():
 # --- the command line
 
 
-def run_main(arguments, monkeypatch):
-    # the allocator's settings would outlive the test
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: False)
-    threads = torch.get_num_threads()
-    try:
-        return step.main(arguments.split())
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_command_line(tmp_path):
     pytest.importorskip("matplotlib")
-    path, picture = tmp_path / "found.json", tmp_path / "found.png"
-    command = [sys.executable, "-m", "bench", "step", *SMALL.split()]
-    command += ["--json", str(path), "--plot", str(picture)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "tiny U-Net, batch 1 × 2" in done.stdout and "overhead" in done.stdout
-    lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 or str(tmp_path) in line for line in lines)
-    assert done.stderr == ""
-
-    found = json.loads(path.read_text())
-    assert found["schema"] == 1 and found["complete"]
-    assert found["command"].startswith("python -m bench step --models tiny")
-    assert found["machine"]["threads"] == found["settings"]["threads"] == 1
+    printed, found, picture = run_program(SMALL, tmp_path)
+    assert "tiny U-Net, batch 1 × 2" in printed and "overhead" in printed
     assert found["settings"]["device"] == "cpu" and found["settings"]["size"] == 8
     assert list(found["variants"]) == list(variants())
     assert found["variants"]["layer"]["formula"] == "paper"
@@ -104,7 +79,7 @@ def test_command_line(tmp_path):
 def test_chosen_variants(tmp_path, monkeypatch):
     path = tmp_path / "found.json"
     arguments = f"{SMALL} --batch 1 3 --variants layer control --autocast --json {path}"
-    assert run_main(arguments, monkeypatch) == 0
+    run_main(arguments, monkeypatch)
     found = json.loads(path.read_text())
     assert [(row["batch"], row["accumulate"]) for row in found["rows"]] == [(1, 1), (3, 1)]
     assert list(found["rows"][0]["variants"]) == ["plain", "control", "layer"]
@@ -112,7 +87,7 @@ def test_chosen_variants(tmp_path, monkeypatch):
     assert found["settings"]["autocast"] is True
 
 
-def test_wrong_gradient_stops_the_run(monkeypatch, capsys):
+def test_wrong_gradient_stops_the_run(monkeypatch):
     class WithoutGradientOfStd(nn.Conv2d):
         def forward(self, x):
             std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
@@ -124,75 +99,17 @@ def test_wrong_gradient_stops_the_run(monkeypatch, capsys):
                 conv.__class__ = WithoutGradientOfStd
 
     monkeypatch.setattr(torch_ws, "convert", wrong)
-    assert run_main(f"{SMALL} --variants layer", monkeypatch) == 1
-    assert "error: layer is wrong on tiny U-Net, batch 1: gradient error" in capsys.readouterr().err
+    message = "error: layer is wrong on tiny U-Net, batch 1: gradient error"
+    with pytest.raises(SystemExit, match=message):
+        run_main(f"{SMALL} --variants layer", monkeypatch)
 
 
 def test_wrong_peer_is_left_out(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     monkeypatch.setattr(torch.nn.functional, "batch_norm", lambda rows, *args, **options: 1 * rows)
     arguments = f"{SMALL} --variants batch_norm layer --json {path}"
-    assert run_main(arguments, monkeypatch) == 0
+    run_main(arguments, monkeypatch)
     (row,) = json.loads(path.read_text())["rows"]
     assert list(row["variants"]) == ["plain", "layer"]
     assert row["skipped"]["batch_norm"].startswith("batch_norm is wrong on tiny U-Net")
     assert "left out of tiny U-Net, batch 1: batch_norm is wrong" in capsys.readouterr().out
-
-
-def test_without_group(tmp_path, monkeypatch, capsys):
-    monkeypatch.delattr(torch_ws, "group")
-    path = tmp_path / "found.json"
-    assert run_main(f"{SMALL} --json {path}", monkeypatch) == 0
-    assert "grouped is left out: this torch_ws has no group" in capsys.readouterr().out
-    assert "grouped" not in json.loads(path.read_text())["rows"][0]["variants"]
-    with pytest.raises(SystemExit):
-        run_main(f"{SMALL} --variants layer grouped", monkeypatch)
-    error = capsys.readouterr().err
-    assert "argument --variants: grouped cannot run, this torch_ws has no group" in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--models resnet51", "invalid choice: 'resnet51'"),
-        ("--variants plain", "invalid choice: 'plain'"),  # it runs in any case
-        ("--batch 0", "argument --batch"),
-        ("--size 0", "argument --size"),
-        ("--size 100", "argument --size: resnet50 needs a multiple of 32, got 100"),
-        ("--models unet --size 20", "argument --size: unet needs a multiple of 8, got 20"),
-        ("--accumulate 0", "argument --accumulate"),
-        ("--accumulate 1 --variants held", "held needs 2 micro-batches or more, got 1"),
-        ("--seconds nan", "argument --seconds"),
-        ("--threads 0", "argument --threads"),
-        ("--device tpu", "invalid choice: 'tpu'"),
-        ("--json /nowhere/found.json", "argument --json: no folder /nowhere"),
-        ("--json .", "argument --json: . cannot be written"),
-        ("--plot found.svg", "argument --plot: found.svg should end in .png"),
-    ],
-)
-def test_bad_arguments(arguments, message, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run_main(arguments, monkeypatch)
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert out == ""  # nothing ran
-    lines = err.splitlines()
-    assert len(lines) == 2 and message in lines[1]  # the usage and the error
-
-
-def test_compile_without_a_compiler(monkeypatch, capsys):
-    def fail(function, **options):
-        raise RuntimeError("no working C++ compiler\nand many more lines")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(SystemExit):
-        run_main("--compile", monkeypatch)
-    expected = "argument --compile: torch.compile does not work here: no working C++ compiler\n"
-    assert capsys.readouterr().err.endswith(expected)
-
-
-def test_cuda_without_a_device(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        run_main("--device cuda", monkeypatch)
-    assert "this PyTorch sees no CUDA device" in capsys.readouterr().err

@@ -4,30 +4,32 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import plain, report, standardize, step_report, terminal
-from bench.checks import Check
-from bench.providers import Provider
-from bench.record import Row
-from bench.step_checks import Check as StepCheck
-from bench.step_measure import Cell, Overhead
-from bench.step_measure import Row as StepRow
-from bench.step_variants import Settings, Variant
-from bench.tables import Table
-from bench.timing import Timing
-from bench.workloads import Workload, model_shapes, parse_shape
+from bench.common.report import print_head
+from bench.common.tables import Table
+from bench.common.timing import Timing
+from bench.step import report as step_report
+from bench.step.checks import Check as StepCheck
+from bench.step.measure import Cell, Overhead
+from bench.step.measure import Row as StepRow
+from bench.step.variants import Settings, Variant
+from bench.weights import command as standardize
+from bench.weights import report
+from bench.weights.checks import Check
+from bench.weights.providers import Provider
+from bench.weights.record import Row
+from bench.weights.workloads import Workload, model_shapes, parse_shape
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def test_table():
     table = Table("times")
-    table.add_column("workload")
-    table.add_column("over\ncopy", right=True)
+    table.add_columns("workload")
+    table.add_columns("over\ncopy", right=True)
     table.add_row("8x8", "1.0")
     table.add_row("512x512", "10.0\n±5%")
     lines = ["          over", "workload  copy", "─" * 14, "8x8        1.0"]
@@ -38,8 +40,7 @@ def test_table():
 
 def test_a_table_that_is_too_wide_goes_on_below():
     table = Table("times")
-    for header in ("name", "first", "second", "third"):
-        table.add_column(header)
+    table.add_columns("name", "first", "second", "third")
     table.add_row("a", "1.25 µs", "2.25 µs", "3.25 µs")
     parts = [
         f"name  first    second\n{'─' * 22}\na     1.25 µs  2.25 µs",
@@ -53,7 +54,7 @@ def test_a_table_that_is_too_wide_goes_on_below():
 def test_prose_wraps_at_spaces_alone():
     table = Table("peers")
     for header, options in (("peer", {}), ("runs", {"wraps": True}), ("n", {"right": True})):
-        table.add_column(header, **options)
+        table.add_columns(header, **options)
     table.add_row("copy", "clone() of a well-known-and-long-word in one", "1")
     head = f"{'peer  runs':32}n\n{'─' * 33}\n"
     first, rest = "copy  clone() of a", "\n      well-known-and-long-word\n      in one"
@@ -89,14 +90,14 @@ def weights_row(found):
     )
 
 
-def print_weights(console, found):
+def print_weights(found):
     rows = [weights_row(row) for row in found["rows"]]
     rows[0].skipped["compile"] = "no compiler in /a/folder/with/a/name/that/is/longer/than/the/rest"
-    providers = [Provider(n, p["runs"], None, None) for n, p in found["providers"].items()]
+    providers = [Provider(n, p["runs"]) for n, p in found["providers"].items()]
     directions = [d for d in report.TITLES if any(row.direction == d for row in rows)]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     args = argparse.Namespace(direction=directions, dtype=dtypes, device="cpu")
-    standardize.print_results(args, SimpleNamespace(providers=providers), rows, console)
+    standardize.print_results(args, providers, rows)
 
 
 def step_row(found):
@@ -113,24 +114,23 @@ def step_row(found):
     )
 
 
-def print_step(console, found):
+def print_step(found):
     rows = [step_row(row) for row in found["rows"]]
     how = step_report.describe(Settings(), 64)
     for row in rows:
-        step_report.print_row(console, row, how)
+        step_report.print_row(row, how)
     variants = [Variant(name, v["runs"]) for name, v in found["variants"].items()]
-    step_report.print_variants(console, rows, variants)
+    step_report.print_variants(rows, variants)
 
 
-def printed(path, console, columns, monkeypatch, capsys):
+def printed(path, columns, monkeypatch, capsys):
     found = json.loads(path.read_text())
     monkeypatch.setenv("COLUMNS", str(columns))
-    report.print_head(console, found, found["command"], found["settings"])
-    (print_step if "variants" in found else print_weights)(console, found)
+    print_head(found)
+    (print_step if "variants" in found else print_weights)(found)
     return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("rich", [True, False])
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "columns",
@@ -139,13 +139,10 @@ def printed(path, console, columns, monkeypatch, capsys):
         30,  # of hardly any terminal: all tables go on below, words are longer than a line
     ],
 )
-def test_recorded_results_have_every_word_and_number(path, columns, rich, monkeypatch, capsys):
-    if rich:
-        pytest.importorskip("rich")
-    console = terminal.make_console() if rich else plain.Console()
-    lines = printed(path, console, columns, monkeypatch, capsys)
+def test_recorded_results_have_every_word_and_number(path, columns, monkeypatch, capsys):
+    lines = printed(path, columns, monkeypatch, capsys)
     assert columns < 80 or max(map(len, lines)) <= columns
     words = Counter(" ".join(lines).split())
-    wide = printed(path, console, 10_000, monkeypatch, capsys)
+    wide = printed(path, 10_000, monkeypatch, capsys)
     whole = Counter(word for word in " ".join(wide).split() if not word.startswith("─"))
     assert not whole - words  # each as often; what is repeated is the parts' first column

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch_ws
 
-from bench.options import make_parser as bench_parser
-from bench.workloads import parse_shape
+from bench.weights.options import make_parser as bench_parser
+from bench.weights.workloads import parse_shape
 from gpu import __main__ as command
 from gpu import plan, sanitize, targets
 from gpu.stages import ROOT, Result, Stage, run_together

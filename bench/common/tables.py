@@ -27,8 +27,8 @@ class Table:
         self.columns: list[Column] = []
         self.rows: list[tuple[str, ...]] = []
 
-    def add_column(self, header: str, right: bool = False, wraps: bool = False) -> None:
-        self.columns.append(Column(header, right, wraps))
+    def add_columns(self, *headers: str, right: bool = False, wraps: bool = False) -> None:
+        self.columns += [Column(header, right, wraps) for header in headers]
 
     def add_row(self, *cells: str) -> None:
         self.rows.append(cells)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .report import duration, number, print_skipped
-from .step_measure import Row
-from .step_record import dtype_name
-from .step_variants import PLAIN, Settings, Variant
-from .tables import Table
-from .terminal import Console, print_table
+from ..common.report import duration, number, print_competitors
+from ..common.tables import Table
+from ..common.terminal import print_table
+from .checks import dtype_name
+from .measure import Row
+from .variants import PLAIN, Settings, Variant
 
 
 def describe(settings: Settings, size: int) -> str:
@@ -25,34 +25,27 @@ def describe(settings: Settings, size: int) -> str:
     return ", ".join(parts)
 
 
-def print_variants(console: Console, rows: list[Row], variants: list[Variant]) -> None:
+def print_variants(rows: list[Row], variants: list[Variant]) -> None:
     """What each variant runs, and the worst gradient error of its checks."""
-    dtypes = list(dict.fromkeys(d for row in rows for c in row.checks.values() for d in c.errors))
-    table = Table("variants, their first gradients checked against float64: the worst of all")
-    table.add_column("variant")
-    table.add_column("runs", wraps=True)
-    for dtype in dtypes:
-        table.add_column(f"error\n{dtype_name(dtype)}", right=True)
-    for variant in variants:
-        checks = [row.checks[variant.name] for row in rows if variant.name in row.checks]
-        worst = (f"{max(c.errors[d] for c in checks):.1e}" if checks else "" for d in dtypes)
-        table.add_row(variant.name, variant.what, *worst)
-    print_table(console, table)
-    skipped = {row.cell.title: row.skipped for row in rows}
-    print_skipped(console, [variant.name for variant in variants], skipped)
+    dtypes = dict.fromkeys(d for row in rows for c in row.checks.values() for d in c.errors)
+    worst = {
+        f"error\n{dtype_name(dtype)}": (lambda check, dtype=dtype: check.errors[dtype], ".1e")
+        for dtype in dtypes
+    }
+    title = "variants, their first gradients checked against float64: the worst of all"
+    print_competitors(title, "variant", variants, rows, worst)
 
 
-def print_row(console: Console, row: Row, how: str) -> None:
+def print_row(row: Row, how: str) -> None:
     """One table: every variant of a cell."""
     cell = row.cell
     passes = "one micro-batch" if cell.accumulate == 1 else f"{cell.accumulate} micro-batches"
     timing = row.times[PLAIN]  # all variants have the same rounds
     steps = "1 step" if timing.batch == 1 else f"{timing.batch} steps"
-    table = Table(f"{cell.title}: a step of {passes}; {how}; {timing.samples} rounds of {steps}")
-    table.add_column("variant")
+    table = Table(f"{row.title}: a step of {passes}; {how}; {timing.samples} rounds of {steps}")
+    table.add_columns("variant")
     headers = ("a step", "images/s", "overhead\n%", "95 %\ninterval", "peak\nMB", "over\nplain")
-    for header in headers:
-        table.add_column(header, right=True)
+    table.add_columns(*headers, right=True)
     for name, timing in row.times.items():
         found = row.overheads.get(name)
         extra = row.peaks[name] - row.peaks[PLAIN]
@@ -65,4 +58,4 @@ def print_row(console: Console, row: Row, how: str) -> None:
             f"{row.peaks[name] / 1e6:.1f}",
             f"{extra / 1e6:+.1f}" if found else "",
         )
-    print_table(console, table)
+    print_table(table)

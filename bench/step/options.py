@@ -6,10 +6,11 @@ import argparse
 
 import torch
 
-from .arguments import check_device, check_files, count, positive
+from ..common.arguments import add_how, add_names, add_output, check_common, count
+from ..common.errors import reason_of
+from .measure import Cell
 from .networks import DEFAULT_NETWORKS, NETWORKS
-from .step_measure import Cell
-from .step_variants import PLAIN, Settings, Variant, takes_part, variants
+from .variants import PLAIN, Settings, Variant, takes_part, variants
 
 SIZES = {"cpu": 64, "cuda": 224}
 
@@ -22,24 +23,12 @@ def make_parser() -> argparse.ArgumentParser:
         "standardization: forward, backward and SGD.",
         allow_abbrev=False,
     )
-    names = [name for name in variants() if name != PLAIN]
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--models",
-        nargs="+",
-        choices=list(NETWORKS),
-        metavar="MODEL",
-        default=list(DEFAULT_NETWORKS),
-        help=f"some of {', '.join(NETWORKS)}, the last a few milliseconds' work for trying things "
-        f"out; default: {' '.join(DEFAULT_NETWORKS)}",
-    )
-    what.add_argument(
-        "--variants",
-        nargs="+",
-        choices=names,
-        metavar="VARIANT",
-        help=f"some of {', '.join(names)}; default: all, and {PLAIN} in any case",
-    )
+    tiny = "the last a few milliseconds' work for trying things out"
+    models = f"{{}}, {tiny}; default: {' '.join(DEFAULT_NETWORKS)}"
+    add_names(what, "--models", NETWORKS, models, default=list(DEFAULT_NETWORKS))
+    names = [name for name in variants() if name != PLAIN]
+    add_names(what, "--variants", names, f"{{}}; default: all, and {PLAIN} in any case")
     what.add_argument(
         "--batch",
         nargs="+",
@@ -65,26 +54,16 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--autocast", action="store_true", help="to bfloat16")
     how.add_argument("--compile", action="store_true", help="torch.compile for every variant")
     how.add_argument("--channels-last", action="store_true", help="memory format of the networks")
-    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    how.add_argument(
-        "--threads", type=count, default=torch.get_num_threads(), help="default: %(default)s"
-    )
-    how.add_argument(
-        "--seconds",
-        type=positive,
-        default=30.0,
-        help="for a table; default: 30. Four times as many halve the intervals",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="PATH", help="writes everything that was found")
-    output.add_argument("--plot", metavar="PATH.png", help="draws the overheads")
+    add_how(how, 30.0, "for a table; default: 30. Four times as many halve the intervals")
+    add_output(parser, "draws the overheads")
     return parser
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
     """All that can be known to fail is refused here, before the first minute is spent."""
-    check_device(parser, args)
-    check_files(parser, args)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_common(parser, args)
     if args.size is None:
         args.size = SIZES[args.device]
     for name in args.models:
@@ -93,8 +72,6 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"argument --size: {name} needs a multiple of {multiple}, got {args.size}")
     found = variants()
     for name in args.variants or ():
-        if found[name].missing:
-            parser.error(f"argument --variants: {name} cannot run, {found[name].missing}")
         if found[name].accumulates and args.accumulate == 1:
             parser.error(f"argument --accumulate: {name} needs 2 micro-batches or more, got 1")
     if args.compile:
@@ -103,16 +80,14 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
                 torch.ones(2, device=args.device)
             )
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             parser.error(f"argument --compile: torch.compile does not work here: {reason}")
+    return args
 
 
-def choose_variants(args: argparse.Namespace) -> tuple[list[Variant], dict[str, str]]:
-    """plain and the others that run, and why those of the default that cannot are left out."""
+def choose_variants(args: argparse.Namespace) -> list[Variant]:
     found = variants()
-    names = {PLAIN, *(args.variants or found)}
-    missing = {name: found[name].missing for name in names if found[name].missing}
-    return [v for name, v in found.items() if name in names - missing.keys()], missing
+    return [found[name] for name in found if name == PLAIN or name in (args.variants or found)]
 
 
 def choose_cells(args: argparse.Namespace, chosen: list[Variant]) -> list[Cell]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
-from .step_checks import TOLERANCE
-from .step_measure import Row
-from .step_variants import Variant
+from ..common.run import what_runs
+from .checks import TOLERANCE, dtype_name
+from .measure import Row
+from .variants import Variant
 
 METHOD = {
     "step": "forward and backward of every micro-batch, then one step of SGD with momentum",
@@ -21,26 +20,12 @@ METHOD = {
 }
 
 
-def as_json(
-    rows: list[Row],
-    variants: list[Variant],
-    facts: dict,
-    command: str,
-    settings: dict,
-    complete: bool,
-) -> dict:
-    """Every number in the unit of its name. `complete` is false while rows are still to come."""
+def as_json(rows: list[Row], variants: list[Variant]) -> dict:
+    """Every number in the unit of its name."""
     return {
-        "schema": 1,
-        "complete": complete,
-        "command": command,
-        **facts,
-        "settings": settings,
         "method": METHOD,
         "tolerance": {dtype_name(dtype): value for dtype, value in TOLERANCE.items()},
-        "variants": {
-            variant.name: {"runs": variant.what, "formula": variant.formula} for variant in variants
-        },
+        "variants": what_runs(variants),
         "rows": [_row_json(row) for row in rows],
     }
 
@@ -49,7 +34,7 @@ def _row_json(row: Row) -> dict:
     cell = row.cell
     return {
         "network": cell.network,
-        "title": cell.title,
+        "title": row.title,
         "batch": cell.batch,
         "accumulate": cell.accumulate,
         "size": cell.size,
@@ -61,9 +46,7 @@ def _row_json(row: Row) -> dict:
 def _variant_json(row: Row, name: str) -> dict:
     timing = row.times[name]
     found = {
-        "median_ms": timing.median * 1e3,
-        "q1_ms": timing.q1 * 1e3,
-        "q3_ms": timing.q3 * 1e3,
+        **timing.as_json("ms"),
         "rounds": timing.samples,
         "steps_per_round": timing.batch,
         "images_per_second": row.images_per_second(name),
@@ -73,7 +56,3 @@ def _variant_json(row: Row, name: str) -> dict:
     if name in row.overheads:
         found["overhead_percent"] = dataclasses.asdict(row.overheads[name])
     return found
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -20,9 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-from .calls import Call
-from .timing import Timing, interleave
-from .workloads import Tensors
+from .timing import Call, Timing, interleave
 
 FLUSH = 3
 MAX_SETS = 256  # smaller weights stay in the L2 cache: their time is the launch's anyway
@@ -31,18 +29,10 @@ HOST_CALLS = 16  # of some ten launches each: few enough for the queue's 1024
 SAMPLE_SECONDS = 2e-3
 
 
-def clones(tensors: Tensors) -> list[Tensors]:
-    """As many copies as keep their inputs out of the L2 cache until their next turn."""
-    inputs = sum(weight.nbytes for weight in tensors.weights)
+def sets_needed(bytes_: int) -> int:
+    """Sets of inputs, each of so many bytes, that keep each out of the L2 cache until its turn."""
     l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-    count = min(MAX_SETS, max(2, math.ceil(FLUSH * l2_bytes / inputs)))
-    return [
-        Tensors(
-            [weight.detach().clone().requires_grad_() for weight in tensors.weights],
-            [grad.clone() for grad in tensors.grads],
-        )
-        for _ in range(count)
-    ]
+    return min(MAX_SETS, max(2, math.ceil(FLUSH * l2_bytes / bytes_)))
 
 
 def measure(

@@ -10,8 +10,11 @@ import torch
 import torch._functorch.config
 import torch_ws
 
-from . import timing
-from .calls import Call, make_call
+from ..common import cuda_timing, timing
+from ..common.errors import WrongResult, reason_of
+from ..common.run import Started
+from ..common.timing import Call
+from .calls import make_call
 from .checks import Check, check
 from .providers import OURS, Provider, Standardize
 from .record import Row
@@ -25,10 +28,6 @@ DTYPES = {
     "float32:float16": (torch.float32, torch.float16),
     "float32:bfloat16": (torch.float32, torch.bfloat16),
 }
-
-
-class WrongResult(Exception):
-    """torch_ws itself failed its check."""
 
 
 @dataclass
@@ -67,9 +66,9 @@ def measure(
     workload: Workload,
     dtype: str,
     directions: list[str],
-    started: Callable[[str], None] = lambda step: None,
+    started: Started,
 ) -> Iterator[Row]:
-    """Yields a row for each direction; `started` hears of every step."""
+    """Yields a row for each direction."""
     started(f"{workload.title}, {dtype}: checking")
     tensors = make_tensors(workload, *DTYPES[dtype], session.device)
     with session.keeping_capability():
@@ -101,8 +100,7 @@ def _check_all(session: Session, workload: Workload, dtype: str, tensors: Tensor
         except Exception as error:  # whatever torch.compile, or a peer without this dtype, raises
             if is_ours:
                 raise
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            checked.skipped[provider.name] = reason
+            checked.skipped[provider.name] = reason_of(error)
             continue
         if result.passed:
             checked.functions[provider.name] = function
@@ -139,9 +137,8 @@ def _time_all(
 
     host_times, methods = {}, {}
     if on_cuda:
-        from . import cuda_timing
-
-        sets = cuda_timing.clones(tensors)
+        nbytes = sum(weight.nbytes for weight in tensors.weights)
+        sets = [tensors.clone() for _ in range(cuda_timing.sets_needed(nbytes))]
         calls = {p.name: [call(p, tensors) for tensors in sets] for p in timed}
         times, host_times, methods = cuda_timing.measure(calls, session.seconds)
     else:

@@ -21,14 +21,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from .calls import Call
+from typing import Any
 
 MIN_ROUNDS = 9
 SAMPLE_SECONDS = 300e-6
 MAX_BATCH = 1000
 
 Sampler = Callable[[], float]  # one sample, in seconds per call
+
+
+@dataclass(frozen=True)
+class Call:
+    run: Callable[[Any], Any]  # the timed part, on what `prepare` returned
+    prepare: Callable[[], Any] = lambda: None
+    enter: Callable[[], None] = lambda: None  # before each sample: process-wide settings
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Timing:
     def of(cls, times: list[float], batch: int) -> Timing:
         q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
         return cls(median, q1, q3, len(times), batch)
+
+    def as_json(self, unit: str) -> dict[str, float]:
+        """Median and quartiles in "us" or "ms"."""
+        scale = {"us": 1e6, "ms": 1e3}[unit]
+        return {f"{name}_{unit}": getattr(self, name) * scale for name in ("median", "q1", "q3")}
 
 
 def interleave(samplers: dict[str, Sampler], seconds: float) -> dict[str, list[float]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import torch
 import torch_ws
 
-from .arguments import check_device, check_files, count, positive
+from ..common.arguments import add_how, add_names, add_output, check_common
 from .calls import DIRECTIONS
 from .measure import DTYPES
 from .providers import COPY, ELEMENTWISE, Provider, ours, peers
@@ -39,7 +38,6 @@ def make_parser() -> argparse.ArgumentParser:
         description="Checks, then times, weight standardization by torch_ws and by its peers.",
         allow_abbrev=False,
     )
-    peer_names = list(peers())
     what = parser.add_argument_group("what")
     what.add_argument(
         "--shapes",
@@ -48,44 +46,16 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SHAPE",
         help=f"single weights, such as 512x128x3x3; default: {' '.join(SHAPES)}",
     )
-    what.add_argument(
-        "--models",
-        nargs="+",
-        choices=[*MODELS, "all"],
-        metavar="MODEL",
-        help="the weights of whole models: all, or some of "
-        f"{', '.join(MODELS)}; default: {' '.join(DEFAULT_MODELS)}",
-    )
-    what.add_argument(
-        "--only",
-        nargs="+",
-        choices=SECTIONS,
-        help="these parts; default: all, or those that --shapes and --models name",
-    )
-    what.add_argument(
-        "--providers",
-        nargs="+",
-        choices=peer_names,
-        metavar="PEER",
-        help=f"some of {', '.join(peer_names)}; default: all but {ELEMENTWISE}; in any case "
-        f"{COPY}, and on CUDA {ELEMENTWISE}",
-    )
-    what.add_argument(
-        "--direction",
-        nargs="+",
-        choices=DIRECTIONS,
-        metavar="DIRECTION",
-        default=["forward", "both"],
-        help=f"some of {', '.join(DIRECTIONS)}; default: forward both",
-    )
-    what.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=list(DTYPES),
-        metavar="DTYPE",
-        default=["float32"],
-        help=f"of the weights, or weights:outputs; some of {', '.join(DTYPES)}; default: float32",
-    )
+    models = f"the weights of whole models: {{}}; default: {' '.join(DEFAULT_MODELS)}"
+    add_names(what, "--models", [*MODELS, "all"], models)
+    only = "these parts; default: all, or those that --shapes and --models name"
+    what.add_argument("--only", nargs="+", choices=SECTIONS, help=only)
+    copies = f"default: all but {ELEMENTWISE}; in any case {COPY}, and on CUDA {ELEMENTWISE}"
+    add_names(what, "--providers", peers(), f"{{}}; {copies}", metavar="PEER")
+    both = ["forward", "both"]
+    add_names(what, "--direction", DIRECTIONS, "{}; default: forward both", default=both)
+    dtypes = "of the weights, or weights:outputs; {}; default: float32"
+    add_names(what, "--dtype", DTYPES, dtypes, default=["float32"])
     what.add_argument(
         "--many",
         action="store_true",
@@ -98,25 +68,18 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="torch_ws also with its kernels lowered to these instruction sets",
     )
-    how = parser.add_argument_group("how")
-    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    how.add_argument(
-        "--threads", type=count, default=torch.get_num_threads(), help="default: %(default)s"
-    )
-    how.add_argument("--seconds", type=positive, default=1.0, help="for a row; default: 1")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="PATH", help="writes everything that was found")
-    output.add_argument("--plot", metavar="PATH.png", help="draws times as multiples of a copy's")
+    add_how(parser.add_argument_group("how"), 1.0, "for a row; default: 1")
+    add_output(parser, "draws times as multiples of a copy's")
     return parser
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
     """All that can be known to fail is refused here, before the first minute is spent."""
-    check_device(parser, args)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_common(parser, args)
     if args.device == "cuda" and args.isa:
         parser.error("argument --isa: instruction sets are the CPU's; leave out --device cuda")
-    if args.many and not hasattr(torch_ws, "standardize_many"):
-        parser.error("argument --many: this torch_ws has no standardize_many")
     current = torch_ws.cpu_capability()
     for name in args.isa:
         try:
@@ -129,7 +92,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"argument --{name}: given, but --only leaves the {name} out")
     if args.plot is not None and args.only == ["overhead"]:
         parser.error("argument --plot: --only overhead leaves nothing to draw")
-    check_files(parser, args)
+    return args
 
 
 def choose_workloads(args: argparse.Namespace) -> tuple[list[Workload], bool]:

@@ -1,7 +1,7 @@
 """One network at one micro-batch size: check every variant, count its memory, then time it.
 
-A round takes one sample of every variant in shuffled order, as in timing.py. The overhead of a
-variant is taken within each round, against `plain` in the same round, and then the median of the
+A round takes one sample of every variant in shuffled order, as in common/timing.py. The overhead of
+a variant is taken within each round, against `plain` in the same round, and then the median of the
 rounds: whatever slows the machine down for longer than a round slows both alike and cancels. Its
 median is reported with a 95 % confidence interval, which says what the run resolves; the record and
 the plot also have the quartiles, which say how noisy the rounds were.
@@ -12,30 +12,20 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from ..common.errors import WrongResult, reason_of
+from ..common.run import Started
+from ..common.timing import MIN_ROUNDS, Timing, interleave
+from .checks import Check, Judge
+from .memory import peak_bytes
 from .networks import NETWORKS
-from .step_checks import Check, Judge
-from .step_memory import peak_bytes
-from .step_variants import (
-    PLAIN,
-    MicroBatch,
-    Settings,
-    Trainer,
-    Variant,
-    make_data,
-    takes_part,
-)
-from .timing import MIN_ROUNDS, Timing, interleave
+from .variants import PLAIN, MicroBatch, Settings, Trainer, Variant, make_data, takes_part
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
-
-
-class WrongGradient(Exception):
-    """A variant of torch_ws failed its check."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +88,10 @@ class Row:
     peaks: dict[str, int] = field(default_factory=dict)  # bytes
     skipped: dict[str, str] = field(default_factory=dict)  # why a variant was not timed
 
+    @property
+    def title(self) -> str:
+        return self.cell.title
+
     def images_per_second(self, name: str) -> float:
         return self.cell.images / self.times[name].median
 
@@ -107,9 +101,8 @@ def measure(
     variants: list[Variant],
     settings: Settings,
     seconds: float,
-    started: Callable[[str], None] = lambda step: None,
+    started: Started,
 ) -> Row:
-    """`started` hears of every part of the work."""
     network = NETWORKS[cell.network]
     micro_batches = make_data(network, cell.batch, cell.size, cell.accumulate, settings)
     row = Row(cell)
@@ -122,26 +115,22 @@ def measure(
         try:
             check = judge.check(variant)
             if not check.passed:
-                raise WrongGradient(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
+                raise WrongResult(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
             trainer = Trainer(variant, network, settings)
             trainer.step(micro_batches)  # the first makes what the others then have
             row.peaks[variant.name] = trainer.state_bytes() + peak_bytes(
                 lambda trainer=trainer: trainer.step(micro_batches), settings.device
             )
         except Exception as error:  # whatever torch.compile, or a peer, raises
-            if variant.name == PLAIN or variant.needs:
+            if variant.name == PLAIN or variant.is_ours:
                 raise
-            row.skipped[variant.name] = _first_line(error)
+            row.skipped[variant.name] = reason_of(error)
             continue
         row.checks[variant.name] = check
         trainers[variant.name] = trainer
     started(f"{cell.title}: timing")
     _time(row, trainers, micro_batches, seconds)
     return row
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _time(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .step_measure import Row
-from .step_variants import PLAIN
+from ..common import plot as common
+from .measure import Row
+from .variants import PLAIN
 
 # Color-blind safe (Okabe and Ito), and the marker.
 STYLES = {
@@ -19,23 +20,12 @@ LINEAR = 1.0  # percent, up to which the axis is linear: control is about 0
 
 def save(path: str, rows: list[Row], how: str, caption: str) -> None:
     """A line for each network, batch and number of micro-batches."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8.5, 1.9 + 0.5 * len(rows)), layout="constrained")
+    size = (8.5, 1.9 + 0.5 * len(rows))
+    figure, axis = common.pyplot().subplots(figsize=size, layout="constrained")
     _draw(axis, rows)
     axis.set_title(f"Weight standardization: overhead over the plain step\n{how}", fontsize=11)
-    figure.legend(
-        title=f"{caption}\nlines: 95 % intervals of the medians; bands: quartiles of the rounds",
-        title_fontsize=8,
-        loc="outside lower center",
-        ncols=len(STYLES) + 1,
-        frameon=False,
-    )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    intervals = "lines: 95 % intervals of the medians; bands: quartiles of the rounds"
+    common.save(figure, path, f"{caption}\n{intervals}")
 
 
 def _draw(axis, rows: list[Row]) -> None:
@@ -57,8 +47,5 @@ def _draw(axis, rows: list[Row]) -> None:
     axis.set_xticks([t for t in ticks if t <= 2 * highest or t <= 1], minor=False)
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axis.set_yticks(range(len(rows)), [row.cell.title for row in rows], fontsize=9)
+    common.style(axis, [row.title for row in rows], grid="x")
     axis.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
-    axis.grid(axis="x", color="#DDDDDD", linewidth=0.6)
-    axis.tick_params(length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)

@@ -21,7 +21,7 @@ import torch_ws
 from torch import nn
 
 from .networks import Network
-from .step_variants import SEED, MicroBatch, Settings, Trainer, Variant
+from .variants import SEED, MicroBatch, Settings, Trainer, Variant
 
 # Of the error below. Rounding gives up to 3e-5 in float32 and 0.1 in bfloat16, and a gradient
 # without the derivative of the standard deviation is off by 0.1: so bfloat16 is only looked at
@@ -44,7 +44,7 @@ class Check:
     @property
     def verdict(self) -> str:
         return ", ".join(
-            f"gradient error {error:.1e} in {str(dtype).removeprefix('torch.')}, "
+            f"gradient error {error:.1e} in {dtype_name(dtype)}, "
             f"where {TOLERANCE[dtype]:.1e} is allowed"
             for dtype, error in self.errors.items()
         )
@@ -93,6 +93,10 @@ def reference_gradients(
         loss = F.cross_entropy(model(images.double()), labels)
         (loss / len(micro_batches)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def gradient_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -12,22 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from ..common.timing import Call
 from .providers import COPY, ELEMENTWISE, Provider, Standardize
 from .workloads import Tensors, moved_bytes
 
 DIRECTIONS = ("forward", "backward", "both")
-
-
-@dataclass(frozen=True)
-class Call:
-    run: Callable[[Any], Any]  # the timed part, on what `prepare` returned
-    prepare: Callable[[], Any] = lambda: None
-    enter: Callable[[], None] = lambda: None  # before each sample: process-wide settings
 
 
 def make_call(

@@ -57,6 +57,10 @@ class Tensors:
     weights: list[torch.Tensor]
     grads: list[torch.Tensor]  # of the standardized weights, in their dtype
 
+    def clone(self) -> Tensors:
+        weights = [weight.detach().clone().requires_grad_() for weight in self.weights]
+        return Tensors(weights, [grad.clone() for grad in self.grads])
+
 
 def parse_shape(text: str) -> Shape:
     """``"512x128x3x3"`` as a tuple; ValueError where that is no weight to standardize."""

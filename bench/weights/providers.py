@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import torch_ws
+
+from ..common.peers import chained_formula, layer_norm, timm_batch_norm
 
 Tensor = torch.Tensor
 Standardize = Callable[[list[Tensor]], list[Tensor]]
@@ -30,29 +31,9 @@ OURS = "torch_ws"
 class Provider:
     name: str
     what: str  # what exactly runs, for the report
-    formula: str | None  # of torch_ws.formulas; None: nothing to check
-    make: Callable[[torch.dtype], Standardize] | None  # from the outputs' dtype
+    formula: str | None = None  # of torch_ws.formulas; None: nothing to check
+    make: Callable[[torch.dtype], Standardize] | None = None  # from the outputs' dtype
     capability: str | None = None  # the instruction set that torch_ws is lowered to
-
-
-def chained_formula(weight: Tensor) -> Tensor:
-    """The authors' repository as of 2019: three chained means, the sample std, plus eps."""
-    mean = weight
-    for dim in range(1, weight.dim()):
-        mean = mean.mean(dim, keepdim=True)
-    centred = weight - mean
-    std = centred.flatten(1).std(dim=1) + 1e-5
-    return centred / std.view(-1, *[1] * (weight.dim() - 1)).expand_as(centred)
-
-
-def timm_batch_norm(weight: Tensor) -> Tensor:
-    """As in timm's StdConv2d: the channels of one sample as a batch norm's."""
-    rows = weight.reshape(1, weight.size(0), -1)
-    return F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(weight)
-
-
-def layer_norm(weight: Tensor) -> Tensor:
-    return F.layer_norm(weight, weight.shape[1:], eps=1e-5)
 
 
 def _each(function: Callable[[Tensor], Tensor]) -> Callable[[torch.dtype], Standardize]:
@@ -100,8 +81,8 @@ def peers() -> dict[str, Provider]:
             "qiao",
             _compiled,
         ),
-        Provider(COPY, "clone() of half the bytes that the direction moves", None, None),
-        Provider(ELEMENTWISE, "forward: -w, or w.to(dtype); backward: w + g", None, None),
+        Provider(COPY, "clone() of half the bytes that the direction moves"),
+        Provider(ELEMENTWISE, "forward: -w, or w.to(dtype); backward: w + g"),
     ]
     return {provider.name: provider for provider in found}
 

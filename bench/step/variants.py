@@ -17,8 +17,8 @@ import torch.nn.functional as F
 import torch_ws
 from torch import nn
 
+from ..common.peers import chained_formula, timm_batch_norm
 from .networks import Network
-from .providers import chained_formula, timm_batch_norm
 
 PLAIN = "plain"
 CONTROL = "control"
@@ -51,14 +51,8 @@ class Variant:
     around: Callable[[nn.Module], contextlib.AbstractContextManager] = lambda model: (
         contextlib.nullcontext()
     )
-    needs: tuple[str, ...] = ()  # of torch_ws
+    is_ours: bool = False  # torch_ws's: an error in it stops the run
     accumulates: bool | None = False  # runs with several micro-batches a step, one, or (None) both
-
-    @property
-    def missing(self) -> str | None:
-        """Why it cannot run here, or None."""
-        absent = [name for name in self.needs if not hasattr(torch_ws, name)]
-        return f"this torch_ws has no {' and no '.join(absent)}" if absent else None
 
     def build(self, network: Network) -> nn.Module:
         torch.manual_seed(SEED)
@@ -92,13 +86,13 @@ def variants() -> dict[str, Variant]:
             "timm",
             BatchNormConv2d,
         ),
-        Variant("layer", "torch_ws.convert(model)", "paper", prepare=_convert, needs=("convert",)),
+        Variant("layer", "torch_ws.convert(model)", "paper", prepare=_convert, is_ours=True),
         Variant(
             "grouped",
             "torch_ws.group(torch_ws.convert(model))",
             "paper",
             prepare=_group,
-            needs=("convert", "group"),
+            is_ours=True,
         ),
         Variant(
             "held",
@@ -106,7 +100,7 @@ def variants() -> dict[str, Variant]:
             "paper",
             prepare=_convert,
             around=lambda model: torch_ws.hold(model),
-            needs=("convert", "hold"),
+            is_ours=True,
             accumulates=True,
         ),
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..common import plot as common
+from ..common.report import number
 from .providers import COPY, OURS
 from .record import Row
-from .report import TITLES, number
+from .report import TITLES
 
 # Color-blind safe (Okabe and Ito). torch_ws is the large dot, drawn below the others' markers.
 STYLES = {
@@ -19,15 +21,10 @@ OTHERS = (("#E69F00", "v", 7), ("#56B4E9", "<", 7), ("#000000", ">", 7))
 
 def save(path: str, rows: list[Row], caption: str) -> None:
     """A column of panels for each direction, a row for each dtype, a line for each workload."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     directions = list(dict.fromkeys(row.direction for row in rows))
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     lines = len({row.workload.name for row in rows})
-    figure, axes = plt.subplots(
+    figure, axes = common.pyplot().subplots(
         len(dtypes),
         len(directions),
         figsize=(1.6 + 4.8 * len(directions), 1.3 + (0.6 + 0.36 * lines) * len(dtypes)),
@@ -41,25 +38,11 @@ def save(path: str, rows: list[Row], caption: str) -> None:
             panel = [r for r in rows if (r.dtype, r.direction) == (dtype, direction)]
             _draw(axes[y][x], panel)
             axes[y][x].set_title(f"{TITLES[direction]}, {dtype}", fontsize=11, loc="left")
-    handles = {}
-    for axis in axes.flat:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        title=caption,
-        title_fontsize=8,
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-    )
     figure.suptitle(
         "Weight standardization: time as a multiple of copying the same bytes (left is faster)",
         fontsize=12,
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    common.save(figure, path, caption)
 
 
 def _draw(axis, panel: list[Row]) -> None:
@@ -104,8 +87,5 @@ def _draw(axis, panel: list[Row]) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if slowest < 100 else (1,)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axis.set_yticks(range(len(panel)), [row.workload.title for row in panel], fontsize=9)
+    common.style(axis, [row.title for row in panel], grid="both")
     axis.set_ylim(len(panel) - 0.4, -0.7)  # the first workload on top
-    axis.grid(axis="both", color="#DDDDDD", linewidth=0.6)
-    axis.tick_params(length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)

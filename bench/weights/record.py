@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from dataclasses import dataclass, field
 
+from ..common.run import what_runs
+from ..common.timing import Timing
 from .checks import Check
 from .providers import COPY, OURS, Provider
-from .timing import Timing
 from .workloads import Workload
 
 BYTES_MODEL = (
@@ -30,6 +29,10 @@ class Row:
     host_times: dict[str, Timing] = field(default_factory=dict)  # CUDA: the host's time per call
     methods: dict[str, str] = field(default_factory=dict)  # CUDA: "graph" or "events"
 
+    @property
+    def title(self) -> str:
+        return self.workload.title
+
     def gigabytes_per_second(self, name: str) -> float:
         return self.bytes / self.times[name].median / 1e9
 
@@ -40,45 +43,20 @@ class Row:
         return self.times[name].median / self.times[other].median
 
 
-def as_json(
-    rows: list[Row],
-    providers: list[Provider],
-    facts: dict,
-    command: str,
-    settings: dict,
-    complete: bool,
-) -> dict:
-    """Times in microseconds, everything else in the unit of its name.
-
-    `complete` is false while rows are still to come, or where the run was stopped.
-    """
+def as_json(rows: list[Row], providers: list[Provider]) -> dict:
+    """Times in microseconds, everything else in the unit of its name."""
     return {
-        "schema": 1,
-        "complete": complete,
-        "command": command,
-        **facts,
-        "settings": settings,
         "bytes_model": BYTES_MODEL,
         "error": "max|x - x64| / max|x64| against the provider's own formula in float64",
-        "providers": {
-            provider.name: {"runs": provider.what, "formula": provider.formula}
-            for provider in providers
-        },
+        "providers": what_runs(providers),
         "rows": [_row_json(row) for row in rows],
     }
-
-
-def write(path: str, found: dict) -> None:
-    """At once: whoever reads the file finds all of it, or what was there before."""
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(json.dumps(found, indent=1) + "\n")
-    os.replace(file.name, path)
 
 
 def _row_json(row: Row) -> dict:
     return {
         "workload": row.workload.name,
-        "title": row.workload.title,
+        "title": row.title,
         "kind": row.workload.kind,
         "weights": len(row.workload.shapes),
         "channels": row.workload.rows,
@@ -111,9 +89,7 @@ def _provider_json(row: Row, name: str) -> dict:
 
 def _timing_json(timing: Timing) -> dict:
     return {
-        "median_us": timing.median * 1e6,
-        "q1_us": timing.q1 * 1e6,
-        "q3_us": timing.q3 * 1e6,
+        **timing.as_json("us"),
         "samples": timing.samples,
         "calls_per_sample": timing.batch,
     }

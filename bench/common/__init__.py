@@ -1,0 +1,1 @@
+"""What the benchmark's commands have in common; nothing here imports from a command."""

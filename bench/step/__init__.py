@@ -1,0 +1,1 @@
+"""``python -m bench step``: what weight standardization costs in training, of whole networks."""

@@ -1,0 +1,1 @@
+"""``python -m bench [standardize]``: standardization itself, weight by weight, and its peers."""
