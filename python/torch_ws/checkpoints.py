@@ -78,13 +78,13 @@ def from_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     on both keeps them constant as mmcv does. ConvWS2d's keys stay: "qiao".
 
     Args:
-        state_dict: as in :func:`from_timm`.
+        state_dict: as in `from_timm`.
 
     Returns:
         A state dict for layers of torch_ws; see this module.
 
     Raises:
-        TypeError, ValueError: as :func:`from_timm`. Also refused by name: one of the two without
+        TypeError, ValueError: as `from_timm`. Also refused by name: one of the two without
             the other or the weight; DetectoRS's SAConv2d, which is more than a standardized
             convolution; a gamma with a mean not above 0, which mmcv replaces on loading.
     """
@@ -120,13 +120,13 @@ def from_composer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     they cannot be told.
 
     Args:
-        state_dict: as in :func:`from_timm`.
+        state_dict: as in `from_timm`.
 
     Returns:
         A state dict for layers of torch_ws; see this module.
 
     Raises:
-        TypeError, ValueError: as :func:`from_timm`.
+        TypeError, ValueError: as `from_timm`.
     """
     _check(state_dict)
     changes = {}
@@ -149,14 +149,14 @@ def from_weight_norm(
     the shapes do not show which they are, `model` does.
 
     Args:
-        state_dict: as in :func:`from_timm`.
+        state_dict: as in `from_timm`.
         model: the model that is to load it, converted or not. Its layers say which are transposed.
 
     Returns:
         A state dict for layers of torch_ws; see this module.
 
     Raises:
-        TypeError, ValueError: as :func:`from_timm`. Also refused by name: g without v, v without g;
+        TypeError, ValueError: as `from_timm`. Also refused by name: g without v, v without g;
             norms that are not the output channels'; a layer that `model` does not have.
     """
     _check(state_dict)

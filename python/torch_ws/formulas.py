@@ -97,7 +97,7 @@ class Formula:
 
 
 def denominator(var, eps: float, eps_mode: int):
-    """A formula's d for a tensor of variances; `eps_mode` is an index into :data:`EPS_MODES`."""
+    """A formula's d for a tensor of variances; `eps_mode` is an index into `EPS_MODES`."""
     mode = EPS_MODES[eps_mode]
     if mode == "std":
         return var.sqrt() + eps
@@ -118,7 +118,7 @@ class _ByName(dict):
 
 
 def did_you_mean(name) -> str:
-    """For an error about a name that is not in :data:`formulas`: those in it that are near."""
+    """For an error about a name that is not in `formulas`: those in it that are near."""
     near = difflib.get_close_matches(str(name).lower(), formulas)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 

@@ -1,6 +1,6 @@
 """FSDP2 gathers standardized weights: each rank standardizes the channels that it owns.
 
-:func:`standardize_before_gather` uses FSDP2's extension points: a sharded parameter's local tensor
+`standardize_before_gather` uses FSDP2's extension points: a sharded parameter's local tensor
 may say what is gathered of it (``fsdp_pre_all_gather``, ``fsdp_post_all_gather``). A shard along
 dimension 0 holds whole output channels, so each rank standardizes its own and sends the result in
 the dtype of the computation. Autograd then sees the standardized weight as the parameter; what the
@@ -26,7 +26,7 @@ from ..layers.standardized import Standardized
 def standardize_before_gather(model: nn.Module) -> nn.Module:
     """FSDP2: weights are standardized before the all-gather, by the rank that owns the channels.
 
-    Call it once, after ``fully_shard`` and before training::
+    Call it once, after ``fully_shard`` and before training:
 
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in model.blocks:

@@ -28,7 +28,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 class BatchChannelNorm(nn.Module):
     """What the 1-d, 2-d and 3-d classes share.
 
-    Equivalent to, with G = num_groups::
+    Equivalent to, with G = num_groups:
 
         x = self.bn(x)  # BatchNorm; estimated=True: EstimatedBatchNorm
         z = F.group_norm(x, G, eps=eps).unflatten(1, (G, -1))
@@ -39,7 +39,7 @@ class BatchChannelNorm(nn.Module):
         num_groups: G, a divisor of C.
         eps: added to the variances of both steps.
         momentum: of the batch normalization, as in torch.nn, None for a cumulative average;
-            estimated: the rate at the start, see :class:`torch_ws.EstimatedBatchNorm`.
+            estimated: the rate at the start, see [`torch_ws.EstimatedBatchNorm`][].
         affine: whether both steps have learnable parameters: ``bn.weight`` and ``bn.bias`` of shape
             (C,), `weight` and `bias` of shape (G,).
         track_running_stats: of the batch normalization, as in torch.nn.
@@ -171,21 +171,21 @@ def _in_format_of(input, out):
 
 
 class BatchChannelNorm1d(BatchChannelNorm):
-    """Of (N, C) or (N, C, L); see :class:`BatchChannelNorm`."""
+    """Of (N, C) or (N, C, L); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm1d
     dims = (2, 3)
 
 
 class BatchChannelNorm2d(BatchChannelNorm):
-    """Of (N, C, H, W); see :class:`BatchChannelNorm`."""
+    """Of (N, C, H, W); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm2d
     dims = (4,)
 
 
 class BatchChannelNorm3d(BatchChannelNorm):
-    """Of (N, C, D, H, W); see :class:`BatchChannelNorm`."""
+    """Of (N, C, D, H, W); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm3d
     dims = (5,)

@@ -20,7 +20,7 @@ SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 class EstimatedBatchNorm(nn.Module):
     """Batch normalization by running estimates of mean and variance, in training too.
 
-    Equivalent to, for a 4-dimensional x::
+    Equivalent to, for a 4-dimensional x:
 
         if self.training:
             with torch.no_grad():

@@ -18,7 +18,7 @@ from .standardized import Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
-    """The parametrization that :func:`parametrize` registers.
+    """The parametrization that `parametrize` registers.
 
     Its result has the dtype of what it is given, under autocast too: autocast may hand out another
     dtype than cuDNN's recurrent kernels find in the biases beside it, torch.nn.utils.parametrize
@@ -78,16 +78,16 @@ def parametrize(
     """Standardizes a parameter or buffer of any module from now on, in place.
 
     Equivalent to ``torch.nn.utils.parametrize.register_parametrization`` with a module that calls
-    :func:`torch_ws.standardize`: ``module.weight`` is computed whenever it is read from the
+    [`torch_ws.standardize`][]: ``module.weight`` is computed whenever it is read from the
     parameter ``module.parametrizations.weight.original``, the same object as before.
     ``remove_parametrizations`` takes it back.
 
     Args:
         module: any module but torch_ws's own layers, which standardize their weight themselves.
         name: of the parameter or buffer, of at least 2 dimensions.
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][].
         channel_dim: the dimension of the channels; by default that of the output channels: of
-            the weight of a transposed convolution as in :class:`torch_ws.WSConvTranspose2d`, also
+            the weight of a transposed convolution as in [`torch_ws.WSConvTranspose2d`][], also
             with groups, and 0 otherwise.
         gain: a learnable factor a channel, a new parameter
             ``module.parametrizations.weight.0.gain`` of shape (C,), initially 1, in the tensor's

@@ -29,7 +29,7 @@ def adopt(model: nn.Module) -> nn.Module:
     own eps and factor, its gain and its padding. The Parameter objects of weights (weight_norm's v)
     and biases stay, names, hooks, dtypes, devices and ``training`` too. Gains and shifts become new
     Parameters of shape (C,), so make the optimizer afterwards. The state_dict's keys are then
-    torch_ws's; :mod:`torch_ws.checkpoints` translates files that have the library's.
+    torch_ws's; [`torch_ws.checkpoints`][] translates files that have the library's.
 
     Args:
         model: any module, also a single layer.
@@ -43,7 +43,7 @@ def adopt(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        ValueError: by name, a layer whose weight or gain :func:`torch_ws.standardize` refuses; or
+        ValueError: by name, a layer whose weight or gain [`torch_ws.standardize`][] refuses; or
             one that would get a new gain and is in DistributedDataParallel or sharded already. The
             model is unchanged.
     """

@@ -62,14 +62,14 @@ def convert(
 ) -> nn.Module:
     """Makes a model's convolutions weight-standardized ones, in place.
 
-    Equivalent to replacing every ``nn.Conv2d`` by a :class:`torch_ws.WSConv2d` that has the same
+    Equivalent to replacing every ``nn.Conv2d`` by a [`torch_ws.WSConv2d`][] that has the same
     Parameter objects, and so on for 1-d, 3-d and transposed convolutions, the root included. Names,
     state_dict keys, hooks, dtypes, devices, memory formats, ``training`` and ``requires_grad``
     stay, and an optimizer made before keeps its state.
 
     Args:
         model: any module, also a single layer.
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][].
         linear: convert ``nn.Linear`` too.
         skip: what to leave alone: names as in ``model.named_modules()`` and types, each with all
             that is below it; or a function of a layer's name and the layer.
@@ -77,7 +77,7 @@ def convert(
             initially 1. It requires a gradient if the weight does.
         shift: likewise a learnable offset a channel, initially 0.
         preserve: the model computes what it did before, up to rounding: for each channel gain
-            is set to d / scale and shift to the mean (see :mod:`torch_ws.formulas`), computed in
+            is set to d / scale and shift to the mean (see [`torch_ws.formulas`][]), computed in
             float64. Both become parameters; shift only if asked for where the formula does not
             center.
 
@@ -93,7 +93,7 @@ def convert(
     Raises:
         TypeError, ValueError: for a wrong argument, or, by name, a layer that cannot be converted:
             lazy and not initialized; parametrized, pruned, or under ``weight_norm``; with a weight
-            that :func:`torch_ws.standardize` refuses; already in DistributedDataParallel or sharded
+            that [`torch_ws.standardize`][] refuses; already in DistributedDataParallel or sharded
             if it would get new parameters; weight-standardized already in another way than is asked
             for. The model is unchanged.
     """

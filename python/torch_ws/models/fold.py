@@ -17,7 +17,7 @@ PLAIN = {ours: plain for plain, ours in {**CONVOLUTIONS, **LINEAR}.items()}
 def fold(model: nn.Module) -> nn.Module:
     """Makes weight-standardized layers plain torch.nn ones that hold the standardized weight.
 
-    In place, the root included: :func:`torch_ws.convert` undone, but for the weights. The model
+    In place, the root included: [`torch_ws.convert`][] undone, but for the weights. The model
     computes the same, to the last bit, without the work of standardization. Names, hooks, dtypes,
     devices, ``training`` and the biases' Parameter objects stay. A weight becomes a new Parameter
     of the same ``requires_grad``, without a gradient; gain and shift are contained in it and gone.

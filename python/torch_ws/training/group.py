@@ -81,7 +81,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
 
 class Group:
-    """What :func:`group` returns. Between passes also its layers' provider, an idle one."""
+    """What `group` returns. Between passes also its layers' provider, an idle one."""
 
     idle = True
 

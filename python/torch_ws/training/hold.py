@@ -28,7 +28,7 @@ def hold(model: nn.Module) -> Hold:
     """A context manager for gradient accumulation: weights are standardized once for the block.
 
     Equivalent to the same block without it, but with one standardization forward and one backward,
-    however many passes are in between::
+    however many passes are in between:
 
         with torch_ws.hold(model):
             for x, y in micro_batches:
@@ -114,7 +114,7 @@ def _take(launch, some):
 
 
 class Hold:
-    """What :func:`hold` returns. Entered once."""
+    """What `hold` returns. Entered once."""
 
     idle = False
 
