@@ -22,7 +22,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
 NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 
-.PHONY: build test bench gpu format check clean
+.PHONY: build test bench gpu asan docs format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -43,6 +43,24 @@ bench: build
 gpu:
 	$(PYTHON) -m gpu --out $(OUT) $(ARGS)
 
+# The CPU's kernels and _C under GCC's address and undefined-behaviour sanitizers, in a build of their
+# own, for the tests that give them random numbers in any shape, strides, dtype and overlap.
+ASAN_TESTS := $(addprefix tests/core/test_,$(addsuffix .py,forward backward layout many c_module \
+  c_module_overlap c_module_producers magnitudes raw_ops))
+asan: build
+	PATH="$(abspath $(BIN)):$$PATH" WS_CUDA=off CMAKE_ARGS=-DWS_SANITIZE=ON \
+	  $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	PYTHONPATH=$(abspath build/asan/lib) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest $(ASAN_TESTS) $(ARGS)
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/docs: $(VENV)/built
+	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -54,7 +72,7 @@ check: $(VENV)/lint
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh %.inl,$(NATIVE))
 
 $(VENV)/lint: $(VENV)/installed
-	$(BIN)/pip install -q "ruff==0.17.*" "clang-format==23.*"
+	$(BIN)/pip install -q "ruff==0.17.6" "clang-format==23.1.5"
 	touch $@
 
 clean:
