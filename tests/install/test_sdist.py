@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 FILES = ["setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "Makefile"]
-FILES += ["requirements-nvcc.txt"]
-FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "gpu"]
+FILES += ["requirements-nvcc.txt", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"]
+FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "gpu", ".github"]
 OUTPUTS = ("*.so", "*.pyc", "build.json", "bench/out/*")  # of builds and runs
 
 
