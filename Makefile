@@ -10,6 +10,7 @@
 #
 #   make gpu OUT=folder                  where its files go
 #   make gpu ARGS="--only build tests"   some of its stages
+#   make gpu ARGS="--half first"         the first of two runs of five minutes; then second
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv

@@ -1,10 +1,8 @@
 """``python3 -m gpu``, or ``make gpu``: build, test, check, measure, on the GPU of this machine.
 
-With the python3, PyTorch and nvcc that are there: nothing is installed, nothing is downloaded. The
-stages (plan.py) run one after the other, each in processes of its own with a time limit; one that
-fails does not stop the others. Each leaves its output in OUT/<stage>.log, the benchmark's leave
-their JSON and PNG files, and the summary is printed last and written to OUT/summary.txt and
-OUT/summary.json. Returns 0 if no stage failed, 1 if one did, 2 if nothing could be run.
+With the python3, PyTorch and nvcc that are there: nothing is installed, nothing is downloaded. One
+stage that fails does not stop the others. Returns 0 if no stage failed, 1 if one did, 2 if nothing
+could be run.
 """
 
 from __future__ import annotations
@@ -16,83 +14,67 @@ import sys
 import time
 from pathlib import Path
 
-from . import plan, summary, targets
-from .stages import run_together
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m gpu",
-        description="Builds, tests, checks and measures torch_ws on this machine's GPU.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/gpu"), help="a folder; default: %(default)s"
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=plan.NAMES,
-        metavar="STAGE",
-        help=f"some of {', '.join(plan.NAMES)}; default: all",
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=9.5, help="for all stages; default: %(default)s"
-    )
-    return parser
+from . import stages, summary
 
 
 def describe() -> dict[str, str]:
-    """The machine; raises RuntimeError where there is no GPU to work with."""
-    try:
-        import torch
-    except ImportError as error:
-        raise RuntimeError(f"{sys.executable} has no PyTorch: {error}") from None
+    """The machine; raises ImportError or RuntimeError where there is no GPU to work with."""
+    import torch
+
     if not torch.cuda.is_available():
         raise RuntimeError(f"this PyTorch, {torch.__version__}, sees no CUDA device")
-    major, minor = torch.cuda.get_device_capability()
-    memory = torch.cuda.get_device_properties(0).total_memory
+    driver = "nvidia-smi --query-gpu=driver_version --format=csv,noheader --id=0"
     return {
         "gpu": torch.cuda.get_device_name(),
-        "architecture": f"{major}.{minor}",
-        "memory": f"{memory / 2**30:.0f} GiB",
-        "driver": _driver(),
+        "architecture": "{}.{}".format(*torch.cuda.get_device_capability()),
+        "memory": f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB",
+        "driver": subprocess.getoutput(driver),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
         "python": sys.version.split()[0],
     }
 
 
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: no nvidia-smi"
-
-
 def main(argv: list[str]) -> int:
-    args = make_parser().parse_args(argv)
+    names, default = [stage.name for stage in stages.STAGES], Path("build/gpu")
+    parser = argparse.ArgumentParser(
+        "python3 -m gpu",
+        description="Builds, tests, checks and measures torch_ws on this machine's GPU.",
+        allow_abbrev=False,
+    )
+    which = parser.add_mutually_exclusive_group()
+    only = f"some of {', '.join(names)}; default: all"
+    which.add_argument("--only", nargs="+", choices=names, metavar="STAGE", help=only)
+    which.add_argument("--half", choices=("first", "second"), help="of two runs of 5 minutes each")
+    parser.add_argument("--minutes", type=float, help="for all stages; default: 9.5, for a half 5")
+    parser.add_argument("--out", type=Path, default=default, help="a folder; default: %(default)s")
+    args = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * (args.minutes or (5 if args.half else 9.5))
     try:
         machine = describe()
         args.out.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError) as error:
-        print(f"python3 -m gpu: error: {error}", file=sys.stderr)
-        return 2
-    out = args.out.resolve()
-    deadline = time.monotonic() + 60 * args.minutes
+    except (ImportError, RuntimeError, OSError) as error:
+        parser.error(str(error))
+    out, results, broken = args.out.resolve(), [], None
+    (out / "log.txt").unlink(missing_ok=True)
     print(f"{machine['gpu']}; output in {out}", flush=True)
-    results = []
-    for stages in plan.make(out, machine["architecture"], args.only or plan.NAMES):
-        broken = next((r for r in results if r.name == "build" and r.status != "passed"), None)
-        if broken is not None:
-            stages = [stage.skipped(f"build: {broken.status}") for stage in stages]
-        results += run_together(stages, out, deadline)
-    measured = targets.read(out, [r.name for r in results if r.status != "skipped"])
-    text = summary.render(machine, results, measured)
-    (out / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    found = summary.as_json(machine, results, measured)
-    (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{text}")
+    for stage in stages.STAGES:
+        chosen = stage.half in (args.half or stage.half, "both")
+        if not chosen or stage.name not in (args.only or [stage.name]):
+            continue
+        if broken:
+            result = stages.Result(stage.name, "skipped", detail=broken)
+        else:
+            result = stages.run(stage, out, machine["architecture"], deadline)
+        if stage.name == "build" and result.status != "passed":
+            broken = f"build: {result.status}"
+        print(f"{result.name}: {result.status}  {result.detail}".rstrip(), flush=True)
+        results.append(result)
+        # After every stage, for a machine that may go away at any minute
+        found = summary.summarize(machine, results, out)
+        text = summary.render(found) + "\n"
+        (out / "summary.txt").write_text(text, encoding="utf-8")
+        (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{text}", end="")
     return 0 if found["passed"] else 1
 
 

@@ -1,109 +1,146 @@
-"""A stage: a command in processes of its own, with a time limit and a log."""
+"""The stages of ``make gpu``: what runs, for how long at most, and what the machine has to have.
+
+The tests come before the measurements, and what says most before the rest: a run that is short of
+time ends with the least important missing.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import importlib.util
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
+# Row lengths of the layers that get standardized: depthwise and stem convolutions, which no vector
+# length divides; 1x1 convolutions; 3x3 ones of 64 to 512 channels; 3-D ones; a linear layer's.
+ROW_LENGTHS = (9, 25, 27, 49, 147, 64, 576, 1152, 2304, 4608, 18432, 65536)
+SMALL = "64x147 256x64 64x576 256x1024 512x1152"  # below 4 MB
+# Of every length 4 and 16 MB of float32, in whole multiples of eight rows; and one long channel.
+LARGE = [f"{-(-(n << 20) // (8 * cols)) * 8}x{cols}" for n in (1, 4) for cols in ROW_LENGTHS]
+SHAPES = f"{' '.join(LARGE)} 1x{1 << 24} {SMALL}"
 
-@dataclass(frozen=True)
-class Stage:
+NEEDS_GPU = [  # the files of which every test does
+    str(path.relative_to(ROOT))
+    for path in sorted(ROOT.glob("tests/**/test_*.py"))
+    if "\npytestmark = needs_gpu\n" in path.read_text(encoding="utf-8")
+]
+
+
+class Stage(NamedTuple):
     name: str
-    command: list[str]
-    seconds: float  # its limit
-    environment: dict[str, str] = field(default_factory=dict)  # beside the caller's
-    unable: str | None = None  # why it cannot run here
-    # What its log says in a line, and whether that is no failure but a machine that cannot.
-    read: Callable[[str], tuple[str, bool]] = lambda log: ("", False)
-
-    def skipped(self, reason: str) -> Stage:
-        return dataclasses.replace(self, unable=self.unable or reason)
+    half: str  # "first" or "second": the run of two that it belongs to; or "both"
+    seconds: float
+    command: str  # with {python}, the GPU's {architecture}, and the folder {out}
+    needs: tuple[str, ...] = ()  # programs on PATH, or modules
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     name: str
     status: str  # "passed", "failed", "timed out" or "skipped"
     seconds: float = 0
     detail: str = ""
 
 
-class Running:
-    """A stage that has been started."""
+def bench(name: str, half: str, seconds: float, options: str) -> Stage:
+    plot = f" --plot {{out}}/{name}.png" if importlib.util.find_spec("matplotlib") else ""
+    files = f"--json {{out}}/{name}.json{plot}"
+    return Stage(name, half, seconds, f"{{python}} -m bench {options} --device cuda {files}")
 
-    def __init__(self, stage: Stage, folder: Path, deadline: float):
-        self.stage = stage
-        self.start = time.monotonic()
-        self.end = min(self.start + stage.seconds, deadline)
-        self.log = folder / f"{stage.name}.log"
-        with open(self.log, "w", encoding="utf-8") as log:
-            print(f"$ {shlex.join(stage.command)}", file=log, flush=True)
-            self.process = subprocess.Popen(
-                stage.command,
-                cwd=ROOT,
-                env={**os.environ, **stage.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
-    def wait(self) -> Result:
+def sanitizer(tool: str) -> Stage:
+    # Without PyTorch's cache a tensor is an allocation of the driver's: an access beyond it shows.
+    program = f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool}"
+    command = f"{program} --error-exitcode 9 {{python}} -m gpu.entries"
+    return Stage(tool, "second", 90, command, ("compute-sanitizer",))
+
+
+WEIGHTS = f"--shapes {SHAPES} --direction forward backward --providers copy --seconds 0.4"
+MODEL = "--many --models resnet50 --direction forward backward --providers"
+PEERS = "formula batch_norm layer_norm --dtype float32 float32:bfloat16"
+BUILD = "env WS_CUDA=on TORCH_CUDA_ARCH_LIST={architecture} {python} -m gpu.build"
+PYTEST = f"{{python}} -m pytest -p no:cacheprovider --durations=10 {' '.join(NEEDS_GPU)}"
+STAGES = [
+    Stage("build", "both", 200, BUILD, ("cmake", "ninja", "pybind11", "setuptools")),
+    Stage("entries", "first", 60, "{python} -m gpu.entries"),
+    Stage("tests", "first", 240, PYTEST, ("pytest",)),
+    bench("weights", "first", 150, WEIGHTS),
+    bench("model", "first", 120, f"{MODEL} {PEERS}"),
+    sanitizer("memcheck"),
+    sanitizer("racecheck"),
+    bench("compile", "second", 150, f"{MODEL} compile"),
+    sanitizer("initcheck"),
+    sanitizer("synccheck"),
+]
+
+# What the summary quotes: of each, the last line of a stage's log that has it.
+CANNOT = "Device not supported"  # says compute-sanitizer of a GPU that it cannot watch
+QUOTES = (
+    rf"({CANNOT})",
+    r"^cuda_reason +(?!None$)(\S.*)$",
+    r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error).* in [\d.]+s.*?)(?: =+)?$",
+    r"^=+ (?:\w+ )?SUMMARY: (.*)$",
+    r"^(\d+ weights, .*)$",
+    r"^(python -m bench: error: .*)$",
+)
+
+
+def environment() -> dict[str, str]:
+    """The package from the source tree, and the tools beside this python3 and CUDA's."""
+    known = os.environ
+    cuda = known.get("CUDA_HOME") or known.get("CUDA_PATH") or "/usr/local/cuda"
+    paths = {
+        "PATH": f"{Path(sys.executable).parent}:{known.get('PATH', '')}:{cuda}/bin",
+        "PYTHONPATH": f"{ROOT / 'python'}:{known.get('PYTHONPATH', '')}",
+    }
+    return {**known, **paths, "PYTHONUNBUFFERED": "1"}
+
+
+def run(stage: Stage, out: Path, architecture: str, deadline: float) -> Result:
+    """Runs the stage's command, whose output goes to the end of OUT/log.txt."""
+    (out / f"{stage.name}.json").unlink(missing_ok=True)  # of an earlier run
+    start, variables = time.monotonic(), environment()
+    limit = min(stage.seconds, deadline - start)
+    programs = {name for name in stage.needs if shutil.which(name, path=variables["PATH"])}
+    absent = [n for n in stage.needs if n not in programs and not importlib.util.find_spec(n)]
+    if absent or limit <= 0:
+        reason = f"{', '.join(absent)}: not found" if absent else "no time left"
+        return Result(stage.name, "skipped", detail=reason)
+    known = {"python": sys.executable, "architecture": architecture, "out": out}
+    command = [word.format(**known) for word in shlex.split(stage.command)]
+    print(f"{stage.name}: at most {limit:.0f} s ...", flush=True)
+    with open(out / "log.txt", "a+", encoding="utf-8", errors="replace") as log:
+        print(f"\n===== {stage.name}\n$ {shlex.join(command)}", file=log, flush=True)
+        begin = log.tell()
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, **streams, start_new_session=True
+        )
         try:
-            code = self.process.wait(max(0, self.end - time.monotonic()))
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-        finally:
-            self.kill()
-        seconds = time.monotonic() - self.start
-        detail, unable = self.stage.read(self.log.read_text(encoding="utf-8", errors="replace"))
-        if unable:
-            return Result(self.stage.name, "skipped", seconds, detail)
-        if code is None:
-            limit = f"stopped after {seconds:.0f} s"
-            return Result(
-                self.stage.name, "timed out", seconds, ", ".join(filter(None, (limit, detail)))
-            )
-        detail = detail or (f"exit status {code}" if code else "")
-        return Result(self.stage.name, "failed" if code else "passed", seconds, detail)
-
-    def kill(self) -> None:
-        """What the command has started too: they are one session, and one group of processes."""
-        with contextlib.suppress(ProcessLookupError):  # all have ended
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def run_together(stages: list[Stage], folder: Path, deadline: float) -> list[Result]:
-    """Starts all stages at once, and returns when the last has ended."""
-    results, running = [], []
-    for stage in stages:
-        unable = stage.unable or ("no time left" if time.monotonic() >= deadline else None)
-        if unable:
-            results.append(Result(stage.name, "skipped", detail=unable))
-            continue
-        try:
-            running.append(Running(stage, folder, deadline))
-        except OSError as error:
-            results.append(Result(stage.name, "failed", detail=str(error)))
-    for one in running:
-        print(f"{one.stage.name}: at most {one.end - one.start:.0f} s ...", flush=True)
-    try:
-        results += [one.wait() for one in running]
-    except KeyboardInterrupt:
-        for one in running:
-            one.kill()
-        raise
-    for result in results:
-        print(f"{result.name}: {result.status}  {result.detail}".rstrip(), flush=True)
-    return results
+        finally:  # of what it has started, too: all of it is one group of processes
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(begin)
+        text = log.read()
+    seconds = time.monotonic() - start
+    quotes = [q for pattern in QUOTES for q in re.findall(pattern, text, re.M)[-1:]]
+    if code is None:
+        status, quotes = "timed out", [f"stopped after {seconds:.0f} s", *quotes]
+    elif code:
+        status, quotes = "failed", quotes or [f"exit status {code}", *text.splitlines()[-1:]]
+    else:
+        status = "passed"
+    return Result(stage.name, "skipped" if CANNOT in text else status, seconds, "; ".join(quotes))

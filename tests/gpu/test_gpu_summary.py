@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from bench.common import machine
-from bench.weights import command as standardize
-from gpu import summary, targets
-from gpu.stages import Result
+from gpu.stages import Result, Stage, run
+from gpu.summary import render, summarize
+
+MACHINE = {"gpu": "a GPU", "architecture": "9.0"}
+N = 23_454_912  # ResNet-50's
 
 
 def row(title, elements, direction, ours, copy, dtype="float32", host=None, **peers):
@@ -26,9 +27,12 @@ def row(title, elements, direction, ours, copy, dtype="float32", host=None, **pe
     }
 
 
-def write(folder, name, rows, complete=True):
-    found = {"complete": complete, "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(found))
+def write(folder, name, *rows, complete=True):
+    (folder / f"{name}.json").write_text(json.dumps({"complete": complete, "rows": rows}))
+
+
+def summary(folder, *names):
+    return summarize(MACHINE, [Result(name, "passed") for name in names], folder)
 
 
 @pytest.mark.parametrize(
@@ -40,112 +44,97 @@ def write(folder, name, rows, complete=True):
         (1 << 20, "backward", 10 / 0.84, False),
         (1 << 18, "forward", 11.99, True),
         (1 << 18, "backward", 12.1, False),
+        (1 << 18, "forward", float("nan"), False),  # not timed
     ],
 )
 def test_targets_of_single_weights(tmp_path, elements, direction, ours, met):
-    write(tmp_path, "weights", [row("64x9", elements, direction, ours, copy=10)])
-    measured = targets.read(tmp_path, ["weights"])
-    assert [verdict.met for verdict in measured.verdicts] == [met]
-    weight = measured.weights[0]
-    assert (weight.ours, weight.copy) == (ours, 10)  # the faster of the two copies
-
-
-def test_the_summary_reads_what_the_benchmark_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: False)
-    arguments = ["--shapes", "8x8", "--providers", "elementwise", "--seconds", "0.01"]
-    arguments += ["--direction", "forward", "backward", "--json", str(tmp_path / "weights.json")]
-    standardize.main(arguments)
-    measured = targets.read(tmp_path, ["weights"])
-    assert not measured.missing and measured.bandwidth > 0
-    found = json.loads((tmp_path / "weights.json").read_text())["rows"]
-    for weight, row in zip(measured.weights, found, strict=True):
-        times = {name: entry["median_us"] for name, entry in row["providers"].items()}
-        assert weight.ours == times["torch_ws"]
-        assert weight.copy == min(times["copy"], times["elementwise"])
-        assert (weight.shape, weight.megabytes) == ("8x8", 256e-6)
-
-
-def test_a_weight_without_a_time_misses_its_target(tmp_path):
-    without = row("64x9", 1 << 20, "forward", 1, copy=10)
-    del without["providers"]["torch_ws"]
-    write(tmp_path, "weights", [without])
-    assert not targets.read(tmp_path, ["weights"]).verdicts[0].met
+    write(tmp_path, "weights", row("64x9", elements, direction, ours, copy=10))
+    (target,) = summary(tmp_path, "weights")["targets"]
+    assert target["met"] == met and "copy 10.00" in target["note"]  # the faster of the two copies
 
 
 def test_targets_of_the_model(tmp_path):
-    n = 23_454_912
     peers = {"formula": 900.0, "batch_norm": 360, "layer_norm": 200}
     write(
         tmp_path,
         "model",
-        [
-            row("ResNet-50", n, "forward", 45, 44, host=90, **peers),
-            row("ResNet-50", n, "backward", 71, 66, host=101, formula=1500),
-            row("ResNet-50", n, "forward", 36, 33, dtype="float32:bfloat16", host=90),
-        ],
+        row("ResNet-50", N, "forward", 45, 44, host=90, **peers),
+        row("ResNet-50", N, "backward", 71, 66, host=101, formula=1500),
+        row("ResNet-50", N, "forward", 36, 33, dtype="float32:bfloat16", host=90),
     )
-    write(tmp_path, "compile", [row("ResNet-50", n, "forward", 45, 44, compile=89)])
-    found = {v.what: v for v in targets.read(tmp_path, ["model", "compile"]).model}
-    verdicts = {
+    write(tmp_path, "compile", row("ResNet-50", N, "forward", 45, 44, compile=89))
+    found = summary(tmp_path, "model", "compile")["targets"]
+    assert {target["what"]: (target["measured"], target["met"]) for target in found} == {
         "ResNet-50, float32, forward: GPU": (45, True),
         "ResNet-50, float32, forward: host": (90, True),
-        "ResNet-50, forward: formula takes": (20, True),
-        "ResNet-50, forward: batch_norm takes": (8, True),
-        "ResNet-50, forward: layer_norm takes": (200 / 45, True),
+        "ResNet-50, float32, forward: formula takes": (20, True),
+        "ResNet-50, float32, forward: batch_norm takes": (8, True),
+        "ResNet-50, float32, forward: layer_norm takes": (200 / 45, True),
         "ResNet-50, float32, backward: GPU": (71, False),
         "ResNet-50, float32, backward: host": (101, False),
-        "ResNet-50, backward: formula takes": (1500 / 71, True),
+        "ResNet-50, float32, backward: formula takes": (1500 / 71, True),
         "ResNet-50, float32:bfloat16, forward: GPU": (36, True),
         "ResNet-50, float32:bfloat16, forward: host": (90, True),
-        "ResNet-50, forward: compile takes": (89 / 45, False),
+        "ResNet-50, float32, forward: compile takes": (89 / 45, False),
     }
-    assert {what: (v.measured, v.met) for what, v in found.items()} == verdicts
 
 
-def test_copy_bandwidth_is_that_of_the_largest(tmp_path):
-    rows = [row("a", 1000, "forward", 1, copy=1), row("b", 10**8, "forward", 1, copy=200)]
-    write(tmp_path, "weights", rows)
-    assert targets.read(tmp_path, ["weights"]).bandwidth == pytest.approx(8 * 10**8 / 200e-6 / 1e9)
+def test_the_summary_reads_what_the_benchmark_writes(tmp_path):
+    options = "--shapes 8x8 --providers elementwise --direction forward backward --seconds 0.01"
+    command = f"{{python}} -m bench {options} --json {{out}}/weights.json"
+    result = run(Stage("weights", "first", 60, command), tmp_path, "", float("inf"))
+    found = summarize(MACHINE, [result], tmp_path)
+    assert result.status == "passed" and not found["missing"]
+    rows = json.loads((tmp_path / "weights.json").read_text())["rows"]
+    for target, of_bench in zip(found["targets"], rows, strict=True):
+        times = {name: entry["median_us"] for name, entry in of_bench["providers"].items()}
+        copy = min(times["copy"], times["elementwise"])
+        assert target["measured"] == times["torch_ws"] / copy
+        assert target["what"].startswith("8x8, float32, ")
 
 
 def test_what_was_not_measured_is_said(tmp_path):
-    skipping = row("ResNet-50", 100, "forward", 1, copy=1)
+    skipping, stopped = (row(name, 100, "forward", 1, copy=1) for name in ("ResNet-50", "a"))
     skipping["skipped"] = {"compile": "no compiler"}
-    write(tmp_path, "compile", [skipping])
-    stopped = row("a", 100, "forward", 1, copy=1)
     stopped["providers"]["copy"]["method"] = "events"
-    write(tmp_path, "weights", [stopped], complete=False)
-    write(tmp_path, "model", [row("stale", 100, "forward", 1, copy=1)])  # of an earlier run
-    measured = targets.read(tmp_path, ["weights", "compile"])
-    assert not any("stale" in verdict.what for verdict in measured.verdicts)
-    assert measured.missing == [
+    write(tmp_path, "compile", skipping)
+    write(tmp_path, "weights", stopped, complete=False)
+    assert summary(tmp_path, "weights", "model", "compile")["missing"] == [
         "weights: only 1 rows, then it stopped",
         "weights: a, float32, forward: copy is in no CUDA graph, its time has gaps in it",
+        "model: nothing was measured",
         "compile: compile was left out: no compiler",
     ]
-    (tmp_path / "model.json").unlink()
-    assert targets.read(tmp_path, ["model"]).missing == ["model: nothing was measured"]
+
+
+def test_figures_of_an_earlier_run_are_not_read(tmp_path):
+    for name in ("weights", "model", "compile"):
+        write(tmp_path, name, row("stale", N, "forward", 1, copy=1))
+    dies = run(Stage("weights", "first", 60, "false"), tmp_path, "9.0", float("inf"))
+    found = summarize(MACHINE, [dies, Result("model", "skipped")], tmp_path)
+    assert found["targets"] == [] and found["missing"] == ["weights: nothing was measured"]
 
 
 def test_summary(tmp_path):
-    write(tmp_path, "weights", [row("116736x9", 1_050_624, "forward", 13, copy=10, host=8)])
-    write(tmp_path, "model", [row("ResNet-50", 23_454_912, "forward", 45, 44, host=120)])
+    small = row("64x64", 4096, "forward", 1, copy=1)
+    write(tmp_path, "weights", row("116736x9", 1_050_624, "forward", 13, copy=10, host=8), small)
+    write(tmp_path, "model", row("ResNet-50", N, "forward", 45, 44, host=120))
     results = [
-        Result("build", "passed", 61),
+        Result("weights", "passed", 61),
+        Result("model", "passed", 50),
         Result("tests", "failed", 100, "1 failed, 9 passed in 99s"),
-        Result("memcheck", "skipped", detail="no compute-sanitizer"),
+        Result("memcheck", "skipped", detail="compute-sanitizer: not found"),
     ]
-    measured = targets.read(tmp_path, ["weights", "model"])
-    text = summary.render({"gpu": "a GPU", "architecture": "9.0"}, results, measured)
-    lines = text.splitlines()
-    assert "tests        FAILED      100 s  1 failed, 9 passed in 99s" in lines
-    assert "memcheck     SKIPPED            no compute-sanitizer" in lines
-    (weight,) = (line for line in lines if line.startswith("116736x9"))
-    assert "0.77x speed" in weight and ">= 0.90  MISSED" in weight
-    (host,) = (line for line in lines if "host" in line and "ResNet-50," in line)
-    assert "120.0 us" in host and "<= 100 us  MISSED" in host
-    assert lines[-1] == "Stages: 1 passed, 1 failed, 1 skipped; targets: 1 met, 2 missed"
-    assert max(map(len, lines)) <= 120
-    found = summary.as_json({"gpu": "a GPU", "architecture": "9.0"}, results, measured)
-    assert found["passed"] is False and len(found["targets"]) == 3
+    found = summarize(MACHINE, results, tmp_path)
+    assert found["passed"] is False
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+    lines = render(found).splitlines()
+    assert "tests        FAILED      100 s  1 failed, 9 passed in 99s" in lines
+    assert "memcheck     SKIPPED       0 s  compute-sanitizer: not found" in lines
+    (weight,) = (line for line in lines if line.startswith("116736x9"))
+    assert "0.77x" in weight and ">= 0.9x" in weight and "MISSED" in weight
+    (host,) = (line for line in lines if "host" in line and "ResNet-50," in line)
+    assert "120.00 us" in host and "<= 100 us" in host and "MISSED" in host
+    assert "copy         840 GB/s, read and written" in lines  # of the largest
+    assert lines[-1] == "Stages: 2 passed, 1 failed, 1 skipped; targets: 2 met, 2 missed"
+    assert max(map(len, lines)) <= 140

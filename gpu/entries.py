@@ -1,7 +1,8 @@
-"""What compute-sanitizer watches: every entry of the launch tables once, on small weights.
+"""Every entry of the launch tables, every layout and lists, once, on small weights.
 
-Data are made and judged on the CPU, so that no kernels but torch_ws's run on the GPU. The tests
-judge more sharply; here it is enough to see that the launches did their work.
+compute-sanitizer watches it, too: data are made and judged on the CPU, so that no kernels but
+torch_ws's run on the GPU. The tests judge more sharply; here it is enough to see that the launches
+did their work.
 """
 
 from __future__ import annotations
@@ -16,13 +17,6 @@ from .launch_table import PAIRS, ROWS, STEPS, entries
 
 # In units of the result's epsilon. A wrong sum or a missed element is off by far more.
 TOLERANCE = 64
-KIND = (
-    "name",
-    "team",
-    "elements",
-    "vector",
-    "threads",
-)  # of a launch plan: what tells entries apart
 
 
 def make(rows: int, cols: int, dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
@@ -30,18 +24,17 @@ def make(rows: int, cols: int, dtype: torch.dtype, offset: int = 0) -> torch.Ten
     return torch.randn(offset + rows * cols).to(dtype).cuda()[offset:].view(rows, cols)
 
 
-def worst_error(inputs: list, outs: list, grads: list, found: list, **options) -> float:
-    """Of the results and gradients of one weight, in units of what is allowed."""
+def worst_error(inputs: list, out: torch.Tensor, grad: torch.Tensor, found, **options) -> float:
+    """Of a weight's result and the gradients `found`, in units of what is allowed."""
     doubles = [t.detach().double().cpu().requires_grad_() for t in inputs]
     judge = reference.standardize(*doubles, **options)
-    expected = [judge, *torch.autograd.grad(judge, doubles, grads[0].double().cpu())]
-    epsilon = max(torch.finfo(t.dtype).eps for t in (*inputs, *outs))
-    errors = []
-    for actual, value in zip((*outs, *found), expected, strict=True):
-        value = value.detach()
-        difference = (actual.detach().double().cpu() - value).abs().max()
-        errors.append(difference / value.abs().max().clamp(min=1) / (TOLERANCE * epsilon))
-    return torch.stack(errors).max().item()  # a NaN stays one
+    expected = [judge.detach(), *torch.autograd.grad(judge, doubles, grad.double().cpu())]
+    allowed = TOLERANCE * max(torch.finfo(t.dtype).eps for t in (*inputs, out))
+    errors = [
+        (actual.detach().double().cpu() - value).abs().max() / value.abs().max().clamp(min=1)
+        for actual, value in zip((out, *found), expected, strict=True)
+    ]
+    return torch.stack(errors).max().item() / allowed  # a NaN stays one
 
 
 def one(weight: torch.Tensor, out_dtype: torch.dtype, offset: int = 0, **options) -> float:
@@ -52,7 +45,7 @@ def one(weight: torch.Tensor, out_dtype: torch.dtype, offset: int = 0, **options
     # with a part along the weight: the gain's gradient is otherwise the rest of sums that cancel
     values = (torch.randn(weight.shape) + weight.detach().cpu() + 0.5).to(out_dtype).flatten()
     grad = torch.cat([values[:offset], values]).cuda()[offset:].view(weight.shape)
-    return worst_error(inputs, [out], [grad], torch.autograd.grad(out, inputs, grad), **options)
+    return worst_error(inputs, out, grad, torch.autograd.grad(out, inputs, grad), **options)
 
 
 def every_entry() -> list[float]:
@@ -62,7 +55,8 @@ def every_entry() -> list[float]:
         dtypes = [getattr(torch, name) for name in names]
         for direction, rows, step in itertools.product(("forward", "backward"), ROWS, STEPS):
             for entry in entries(direction, *names, rows, step):
-                kind = (*names, direction, *(entry.plan[key] for key in KIND))
+                told_apart_by = ("name", "team", "elements", "vector", "threads")
+                kind = (*names, direction, *(entry.plan[key] for key in told_apart_by))
                 if kind in seen:
                     continue
                 seen.add(kind)
@@ -88,17 +82,15 @@ def other_layouts() -> list[float]:
 
 def many(out_dtype: torch.dtype | None, count: int) -> list[float]:
     """`count` weights of mixed lengths, and one without elements."""
-    dtypes = (
-        [torch.float32, torch.bfloat16, torch.float64] if out_dtype is None else [torch.float32]
-    )
+    dtypes = (torch.float32,) if out_dtype else (torch.float32, torch.bfloat16, torch.float64)
     cols = (9, 147, 576, 2304, 20000)
     weights = [make(3, cols[i % 5], dtypes[i % len(dtypes)], i % 2) for i in range(count)]
     inputs = [w.requires_grad_() for w in (*weights, make(0, 9, torch.float32))]
     outs = standardize_many(inputs, dtype=out_dtype)
     grads = [make(*out.shape, out.dtype) for out in outs]
     found = torch.autograd.grad(outs, inputs, grads)
-    each = zip(weights, outs, grads, found, strict=False)
-    return [worst_error([w], [out], [g], [dw]) for w, out, g, dw in each]
+    each = zip(inputs[:-1], outs, grads, found, strict=False)
+    return [worst_error([w], out, grad, [dw]) for w, out, grad, dw in each]
 
 
 def main() -> int:
