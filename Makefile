@@ -71,9 +71,10 @@ check: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh %.inl,$(NATIVE))
+	$(BIN)/mypy
 
 $(VENV)/lint: $(VENV)/installed
-	$(BIN)/pip install -q "ruff==0.17.6" "clang-format==23.1.5"
+	$(BIN)/pip install -q "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
 	touch $@
 
 clean:

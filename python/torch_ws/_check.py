@@ -8,8 +8,10 @@ op where a tensor has no data, check here too.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from .formulas import EPS_MODES
 
@@ -20,6 +22,7 @@ OUTPUT_DTYPES = {
     torch.float16: (torch.float16,),
     torch.bfloat16: (torch.bfloat16,),
 }
+Module = TypeVar("Module", bound=nn.Module)  # what is changed in place keeps its type
 MAX_DIMS = 64  # csrc/layout.h has it too
 
 
@@ -65,7 +68,7 @@ def check_weight(weight, channel_dim=0) -> None:
 
 
 def check(
-    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
+    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype=None
 ) -> None:
     """Raises for what ws::standardize refuses; the arguments are the op's."""
     check_weight(weight, channel_dim)
@@ -127,7 +130,7 @@ def check(
 
 def check_backward(grad, weight, gain, *arguments) -> None:
     """Raises for what ws::backward refuses; the arguments are the op's."""
-    check(weight, gain, None, *arguments, None)
+    check(weight, gain, None, *arguments)
     if not isinstance(grad, torch.Tensor):
         raise TypeError(f"grad must be a torch.Tensor, got {type(grad).__name__}")
     if grad.layout != torch.strided or grad.is_quantized:

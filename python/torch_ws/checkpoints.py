@@ -213,7 +213,7 @@ def _check(state_dict):
 
 def _layers(state_dict, *names):
     """A layer's name with its dot -> those of its tensors that are called one of `names`."""
-    layers = {}
+    layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state_dict.items():
         for name in names:
             if key == name or key.endswith(f".{name}"):
@@ -235,9 +235,11 @@ def _translated(function, state_dict, changes, bad):
     if bad:
         raise ValueError(f"{function}: {'; '.join(bad)}")
     items = (changes.get(key, (key, tensor)) for key, tensor in state_dict.items())
-    result = OrderedDict(items) if isinstance(state_dict, OrderedDict) else dict(items)
+    if not isinstance(state_dict, OrderedDict):
+        return dict(items)
+    result = OrderedDict(items)
     if hasattr(state_dict, "_metadata"):
-        result._metadata = copy.copy(state_dict._metadata)
+        result._metadata = copy.copy(state_dict._metadata)  # type: ignore[attr-defined]
     return result
 
 

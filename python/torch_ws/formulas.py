@@ -14,9 +14,32 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
 
-EPS_MODES = ("std", "var", "clamp")
-SCALES = ("unit", "fan_in")
+EpsMode = Literal["std", "var", "clamp"]
+Scale = Literal["unit", "fan_in"]
+EPS_MODES: tuple[EpsMode, ...] = get_args(EpsMode)
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+# The keys of `formulas`
+FormulaName = Literal[
+    "paper",
+    "qiao",
+    "qiao_bcn",
+    "mmcv_aws",
+    "timm",
+    "timm_bit",
+    "timm_scaled",
+    "timm_nfnet",
+    "bit",
+    "nfnet",
+    "keras_nfnet",
+    "nnabla",
+    "spikingjelly",
+    "centered_weight_norm",
+    "weight_norm",
+]
+Arguments = tuple[float, int, int, bool, float]  # eps, eps_mode, correction, center, scale
 
 
 @dataclass(frozen=True)
@@ -40,12 +63,15 @@ class Formula:
     """
 
     eps: float = 1e-5
-    eps_mode: str = "std"
+    eps_mode: EpsMode = "std"
     correction: int = 0
     center: bool = True
-    scale: str = "unit"
+    scale: Scale = "unit"
     gamma: float = 1.0
     eps_per_fan_in: bool = False
+
+    # Each instance's own. No field, which asdict(), == and repr would have; ClassVar says that.
+    fixed: ClassVar[Arguments | None]
 
     def __post_init__(self):
         for name in ("eps", "gamma"):
@@ -75,7 +101,7 @@ class Formula:
             fixed = self._arguments(1)
         object.__setattr__(self, "fixed", fixed)
 
-    def arguments(self, fan_in: int) -> tuple[float, int, int, bool, float]:
+    def arguments(self, fan_in: int) -> Arguments:
         """The ops' ``(eps, eps_mode, correction, center, scale)`` for channels of `fan_in`."""
         return self.fixed or self._arguments(fan_in)
 
@@ -84,7 +110,7 @@ class Formula:
         eps, _, _, _, gamma = self.arguments(fan_in)
         return replace(self, eps=eps, gamma=gamma, scale="unit", eps_per_fan_in=False)
 
-    def _arguments(self, fan_in):
+    def _arguments(self, fan_in: int) -> Arguments:
         eps = self.eps / fan_in if self.eps_per_fan_in else self.eps
         scale = self.gamma / math.sqrt(fan_in) if self.scale == "fan_in" else self.gamma
         return (
@@ -104,7 +130,7 @@ def denominator(var, eps: float, eps_mode: int):
     return (var + eps if mode == "var" else var.clamp(min=eps)).sqrt()
 
 
-def spelled(formula: str | Formula) -> str:
+def spelled(formula: FormulaName | Formula) -> str:
     """The formula as code writes it: its name in quotes if it has one, else its arguments."""
     names = [name for name, known in formulas.items() if formula in (name, known)]
     return repr(names[0] if names else formula)
@@ -162,7 +188,7 @@ formulas: Mapping[str, Formula] = MappingProxyType(
 )
 
 
-def resolve(formula) -> Formula:
+def resolve(formula: FormulaName | Formula) -> Formula:
     """The Formula of that name, or the Formula itself."""
     if isinstance(formula, Formula):
         return formula

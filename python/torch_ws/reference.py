@@ -11,7 +11,7 @@ import math
 import torch
 
 from ._check import check, check_weight
-from .formulas import resolve
+from .formulas import Formula, FormulaName, resolve
 
 Tensor = torch.Tensor
 
@@ -23,7 +23,7 @@ def standardize(
     gain: Tensor | None = None,
     shift: Tensor | None = None,
     *,
-    formula="paper",
+    formula: FormulaName | Formula = "paper",
     channel_dim: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -36,7 +36,7 @@ def standardize(
 
 
 def standardize_op(
-    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
+    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype=None
 ):
     """The op's arguments, unchecked; see csrc/standardize.h for the mathematics."""
     channel_dim %= weight.dim()

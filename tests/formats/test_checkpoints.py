@@ -162,6 +162,15 @@ def test_the_argument_is_untouched_and_its_memory_shared(case):
     assert type(CASES[case][1](dict(state))) is dict
 
 
+def test_a_dict_that_has_metadata_becomes_a_plain_dict():
+    class StateDict(dict):
+        _metadata = None
+
+    layer = ScaledStdConv2d(3, 4, 3)
+    result = checkpoints.from_timm(StateDict(layer.state_dict()))
+    assert type(result) is dict and result["gain"].shape == (4,)
+
+
 def test_a_single_layer_and_a_prefix():
     layer = randomize(ScaledStdConv2d(3, 4, 3).double())
     state = checkpoints.from_timm(layer.state_dict())

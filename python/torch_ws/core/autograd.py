@@ -79,8 +79,8 @@ def differentiable_backward(needed, grad, weight, gain, arguments):
     grad_weight = grad_gain = None
     if needed[0] or needed[1]:
         with torch.enable_grad():
-            wide = [t if t is None else t.to(reference.wide(t.dtype)) for t in (weight, gain)]
-            out = reference.standardize_op(*wide, None, *arguments[:-1], None)
+            wide: list = [t if t is None else t.to(reference.wide(t.dtype)) for t in (weight, gain)]
+            out = reference.standardize_op(wide[0], wide[1], None, *arguments[:-1])
             # Products of very large or small gradients would be out of range.
             unit = reference.unit_of(grad, weight, dims)
             inputs = [t for t, need in zip(wide, needed, strict=False) if need]

@@ -20,7 +20,7 @@ def _standardize(weight, gain=None, shift=None, **options):
     return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
 
 
-_TABLE = {
+_TABLE: dict[torch._ops.OpOverload, Callable] = {
     torch.ops.ws.standardize.default: _standardize,
     torch.ops.ws.standardize_many.default: reference_many,
     # what the two become when torch.export goes below autograd

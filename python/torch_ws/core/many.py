@@ -20,7 +20,7 @@ from .._check import (
     explain,
     explain_backward,
 )
-from ..formulas import Formula, resolve
+from ..formulas import Arguments, Formula, FormulaName, resolve
 from .autograd import differentiable_backward, direct, library, needs_reference
 from .standardize import fan_in_of, standardize
 
@@ -30,12 +30,12 @@ raw_forward_many = direct(torch.ops.ws.forward_many)
 _backward_many = direct(torch.ops.ws.backward_many)
 
 
-def raw_backward_many(grads, weights, gains, *arguments):
+def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine):
     """ws::backward_many, and in words what was wrong."""
     try:
-        return _backward_many(grads, weights, gains, *arguments)
+        return _backward_many(grads, weights, gains, channel_dims, formulas, affine)
     except RuntimeError:
-        _check_all_backward(grads, weights, gains, *arguments[:2], each=explain_backward)
+        _check_all_backward(grads, weights, gains, channel_dims, formulas, explain_backward)
         allocate_again(weights, grads=grads)
         raise
 
@@ -45,7 +45,7 @@ def standardize_many(
     gains: Sequence[Tensor | None] | None = None,
     shifts: Sequence[Tensor | None] | None = None,
     *,
-    formula: str | Formula | Sequence[str | Formula] = "paper",
+    formula: FormulaName | Formula | Sequence[FormulaName | Formula] = "paper",
     channel_dim: int | Sequence[int] = 0,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
@@ -189,7 +189,7 @@ def _for_each(name, value, single, count):
 
 
 def scalars_of(weights, formulas, channel_dims):
-    scalars = []
+    scalars: list[float] = []
     for weight, formula, channel_dim in zip(weights, formulas, channel_dims, strict=True):
         formula = resolve(formula)
         scalars += formula.fixed or formula.arguments(fan_in_of(weight, channel_dim))
@@ -216,7 +216,7 @@ def _whole(name, number):
     return int(number)
 
 
-def _options(formulas, i):
+def _options(formulas, i) -> Arguments:
     """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
     eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
     if center not in (0, 1):

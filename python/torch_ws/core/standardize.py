@@ -9,7 +9,7 @@ from torch.fx.proxy import TraceError
 
 from .. import reference
 from .._check import allocate_again, check, check_weight, explain
-from ..formulas import Formula, resolve
+from ..formulas import Formula, FormulaName, resolve
 from .autograd import apply, needs_reference, raw_forward
 from .private import is_tracing
 
@@ -21,7 +21,7 @@ def standardize(
     gain: Tensor | None = None,
     shift: Tensor | None = None,
     *,
-    formula: str | Formula = "paper",
+    formula: FormulaName | Formula = "paper",
     channel_dim: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -83,7 +83,8 @@ def standardize(
             return _op(weight, gain, shift, *arguments)
         options = {"formula": resolved, "channel_dim": channel_dim, "dtype": dtype}
         tensors = (weight, gain, shift)
-        return weight.tracer.create_proxy("call_function", standardize, tensors, options)
+        tracer = weight.tracer  # type: ignore[attr-defined]  # the Proxy's
+        return tracer.create_proxy("call_function", standardize, tensors, options)
     except (AttributeError, RuntimeError, TypeError, IndexError):
         # The ops refuse bad arguments before any work, tersely and cheaply. This says why.
         check_weight(weight, channel_dim)

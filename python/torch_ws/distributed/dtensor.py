@@ -37,16 +37,15 @@ class _Sharding:
             raise TypeError(f"{name} must be a DTensor, as the weight is; got a plain tensor")
         placements = self.of_vectors if tensor.dim() == 1 else self.of_weight
         # PyTorch 2.10 cannot redistribute what requires a gradient where gradients are disabled.
-        return tensor.detach().redistribute(self.weight.device_mesh, placements).to_local()
+        tensor = tensor.detach()
+        return tensor.redistribute(self.weight.device_mesh, placements).to_local()
 
     def whole(self, result):
         """The DTensor of which `result` is this rank's part."""
+        placements, shape, stride = self.of_weight, self.weight.shape, self.weight.stride()
         if result.dim() == 1:
-            placements, shape, stride = self.of_vectors, (self.channels,), (1,)
-        else:
-            placements, shape, stride = self.of_weight, self.weight.shape, self.weight.stride()
+            placements, shape, stride = self.of_vectors, torch.Size([self.channels]), (1,)
         mesh = self.weight.device_mesh
-        shape = torch.Size(shape)
         return DTensor.from_local(result, mesh, placements, shape=shape, stride=stride)
 
 

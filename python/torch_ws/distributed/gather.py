@@ -16,14 +16,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from .._check import OUTPUT_DTYPES, called
+from .._check import OUTPUT_DTYPES, Module, called
 from ..core.autograd import raw_backward
 from ..core.standardize import fan_in_of, standardize
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 
 
-def standardize_before_gather(model: nn.Module) -> nn.Module:
+def standardize_before_gather(model: Module) -> Module:
     """FSDP2: weights are standardized before the all-gather, by the rank that owns the channels.
 
     Call it once, after ``fully_shard`` and before training:

@@ -6,7 +6,8 @@ import sys
 from .command import fail, parse, run
 from .limits import in_a_process
 
-sys.stdout.reconfigure(errors="replace")  # names may have what its encoding has not
+# names may have what its encoding has not
+sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # only replacements lack it
 args = parse(sys.argv[1:])
 status = in_a_process(lambda: run(args))
 if status < 0:

@@ -57,7 +57,7 @@ def in_a_process(work: Callable[[], int]) -> int:
     child = multiprocessing.get_context("fork").Process(target=_child, args=(work,))
     child.start()
     child.join()
-    return child.exitcode
+    return child.exitcode or 0
 
 
 def _child(work):

@@ -30,8 +30,8 @@ from .stored import (
 )
 
 # Where training scripts put the state dict; the first of these is read, averaged weights last.
-KEYS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "network")
-KEYS += ("state_dict_ema", "model_ema", "params_ema", "ema")
+KEYS = ["state_dict", "model_state_dict", "model", "module", "params", "net", "network"]
+KEYS += ["state_dict_ema", "model_ema", "params_ema", "ema"]
 
 # What is looked for in a folder, in this order
 INDEX, SAFETENSORS, TORCH = ".index.json", ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
@@ -55,7 +55,7 @@ class NumPyValue:
 
 
 # Training loops keep scalars and arrays beside the weights; NumPy 2 calls numpy.core numpy._core.
-NUMPY = [(NumPyValue, f"numpy.{name}") for name in ("dtype", "ndarray")]
+NUMPY: list = [(NumPyValue, f"numpy.{name}") for name in ("dtype", "ndarray")]
 NUMPY += [
     (NumPyValue, f"numpy.{core}.multiarray.{name}")
     for core in ("core", "_core")

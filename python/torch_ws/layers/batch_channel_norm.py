@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.fx import Proxy
+from torch.types import Device
 
 from .estimated_batch_norm import (
     EstimatedBatchNorm,
@@ -63,6 +64,9 @@ class BatchChannelNorm(nn.Module):
     Qiao et al., arXiv:1903.10520.
     """
 
+    weight: torch.Tensor  # None without affine
+    bias: torch.Tensor
+    bn: nn.Module
     batch_norm: type[nn.Module]
     dims: tuple[int, ...]  # the numbers of dimensions that the input may have
 
@@ -74,8 +78,8 @@ class BatchChannelNorm(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         channel_affine: bool = False,
         estimated: bool = False,
@@ -105,12 +109,13 @@ class BatchChannelNorm(nn.Module):
         self.eps = eps
         self.affine = affine
         self.channel_affine = channel_affine
-        options = {"device": device, "dtype": dtype}
+        options: dict = {"device": device, "dtype": dtype}
         size = num_channels if channel_affine else num_groups
         for name in ("weight", "bias"):
             vector = nn.Parameter(torch.empty(size, **options)) if affine else None
             self.register_parameter(name, vector)
         if estimated:
+            assert momentum is not None  # as checked above
             self.bn = EstimatedBatchNorm(num_channels, eps, momentum, affine, **options)
         else:
             self.bn = self.batch_norm(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Proxy
+from torch.types import Device
 
 SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
@@ -55,14 +56,21 @@ class EstimatedBatchNorm(nn.Module):
     Qiao et al., arXiv:1903.10520.
     """
 
+    weight: torch.Tensor  # None without affine
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    rate: torch.Tensor
+
     def __init__(
         self,
         num_channels: int,
         eps: float = 1e-5,
         rate: float = 0.1,
         affine: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         check_positive("num_channels", num_channels)
         check_eps(eps)
@@ -75,7 +83,7 @@ class EstimatedBatchNorm(nn.Module):
         self.eps = eps
         self.affine = affine
         self.initial_rate = rate
-        options = {"device": device, "dtype": dtype}
+        options: dict = {"device": device, "dtype": dtype}
         for name in ("weight", "bias"):
             vector = nn.Parameter(torch.empty(num_channels, **options)) if affine else None
             self.register_parameter(name, vector)
@@ -159,7 +167,7 @@ class EstimatedBatchNorm(nn.Module):
 
 def recorded(module: nn.Module, input: Proxy) -> Proxy:
     """What torch.fx's tracer records of a normalization: a call of the module, as of torch.nn's."""
-    path = input.tracer.path_of_module(module)
+    path = input.tracer.path_of_module(module)  # type: ignore[attr-defined]  # a Tracer's
     return input.tracer.create_proxy("call_module", path, (input,), {})
 
 

@@ -6,13 +6,14 @@ of its forward: it applies `standardized_weight()` (standardized.py) in place of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.types import Device
 
-from ..formulas import Formula
+from ..formulas import Formula, FormulaName
 from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
 
@@ -20,7 +21,7 @@ from .standardized import Standardized, regrouped
 @torch.fx.wrap  # one node of a traced graph: sizes decide in it
 def _pad_same(input, kernel_size, stride, dilation, padding_mode):
     """So many elements more that ceil(size / stride) outputs result; the odd one at the end."""
-    padding = []
+    padding: list[int] = []
     sizes = input.shape[-len(stride) :]
     for size, kernel, step, dilate in zip(sizes, kernel_size, stride, dilation, strict=True):
         outputs = (size + step - 1) // step
@@ -33,7 +34,9 @@ class _Conv(Standardized):
     """A convolution. ``padding="same"`` also with a stride above 1, as TensorFlow pads."""
 
     channels = "out_channels"
-    convolve: object  # F.conv1d, F.conv2d or F.conv3d
+    convolve: Callable[..., torch.Tensor]  # F.conv1d, F.conv2d or F.conv3d
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
 
     def __init__(
         self,
@@ -46,10 +49,10 @@ class _Conv(Standardized):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):
@@ -71,8 +74,9 @@ class _Conv(Standardized):
             shift=shift,
         )
         if padding == "same":
-            several = isinstance(strides, tuple)
-            self.stride = strides if several else (strides,) * len(self.kernel_size)
+            if not isinstance(strides, tuple):
+                strides = (strides,) * len(self.kernel_size)
+            self.stride = strides
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""
@@ -88,14 +92,17 @@ class _Conv(Standardized):
 
     def _conv_forward(self, input, weight, bias):
         refuse_scaled(self)
-        return super()._conv_forward(input, weight, bias)
+        return super()._conv_forward(input, weight, bias)  # type: ignore[misc]  # the next base's
 
 
 class _ConvTranspose(Standardized):
     """A transposed convolution: its weight is (in_channels, out_channels / groups, ...)."""
 
     channels = "out_channels"
-    convolve: object  # F.conv_transpose1d, 2d or 3d
+    convolve: Callable[..., torch.Tensor]  # F.conv_transpose1d, 2d or 3d
+    kernel_size: tuple[int, ...]
+    groups: int
+    _output_padding: Callable[..., list[int]]
 
     def __init__(
         self,
@@ -109,10 +116,10 @@ class _ConvTranspose(Standardized):
         bias: bool = True,
         dilation: int | tuple[int, ...] = 1,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):
@@ -135,7 +142,7 @@ class _ConvTranspose(Standardized):
         )
 
     @property
-    def channel_dim(self):
+    def channel_dim(self) -> int:  # type: ignore[override]  # groups decide
         return 1 if self.groups == 1 else 0
 
     def _to_rows(self, weight):
@@ -252,10 +259,10 @@ class WSLinear(Standardized, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        formula: str | Formula = "paper",
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
     ):

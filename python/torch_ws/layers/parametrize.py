@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize as torch_parametrize
 
-from .._check import check, check_weight
+from .._check import Module, check, check_weight
 from ..core.standardize import fan_in_of, standardize
-from ..formulas import Formula, resolve, spelled
+from ..formulas import Formula, FormulaName, resolve, spelled
 from .standardized import Standardized, regrouped
 
 
@@ -25,6 +25,9 @@ class WeightStandardization(nn.Module):
     stores the result as the parameter when it is removed, its ``cached()`` serves a tensor inside
     and outside of autocast alike, and an embedding is not cast at all.
     """
+
+    gain: nn.Parameter | None
+    shift: nn.Parameter | None
 
     def __init__(self, formula: Formula, channel_dim: int, groups: int = 1):
         super().__init__()
@@ -67,14 +70,14 @@ class WeightStandardization(nn.Module):
 
 
 def parametrize(
-    module: nn.Module,
+    module: Module,
     name: str = "weight",
-    formula: str | Formula = "paper",
+    formula: FormulaName | Formula = "paper",
     *,
     channel_dim: int | None = None,
     gain: bool = False,
     shift: bool = False,
-) -> nn.Module:
+) -> Module:
     """Standardizes a parameter or buffer of any module from now on, in place.
 
     Equivalent to ``torch.nn.utils.parametrize.register_parametrization`` with a module that calls
@@ -119,15 +122,16 @@ def parametrize(
 
     groups = 1
     if channel_dim is None:
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight"
-        groups = module.groups if transposed else 1
-        channel_dim = 1 if transposed and groups == 1 else 0
+        channel_dim = 0
+        if isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight":
+            groups = module.groups
+            channel_dim = 1 if groups == 1 else 0
     parametrization = WeightStandardization(formula, channel_dim, groups)
     try:
         check_weight(weight, channel_dim)
         rows = parametrization.to_rows(weight.detach().to("meta"))
         arguments = formula.arguments(fan_in_of(rows, channel_dim))
-        check(rows, None, None, channel_dim, *arguments, None)
+        check(rows, None, None, channel_dim, *arguments)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise type(error)(f"{name!r} of {type(module).__name__}: {error}") from error
 
@@ -139,7 +143,8 @@ def parametrize(
     if shift:
         vector = torch.zeros(channels, **options)
         parametrization.shift = nn.Parameter(vector, requires_grad=weight.requires_grad)
-    return torch_parametrize.register_parametrization(module, name, parametrization)
+    torch_parametrize.register_parametrization(module, name, parametrization)
+    return module
 
 
 def _tensor(module, name):

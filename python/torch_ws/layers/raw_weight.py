@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class NoBaseLayer:
 
     def __get__(self, layer, owner=None):
         if layer is not None and not torch.compiler.is_compiling():
-            frame = sys._getframe(1)
+            frame: Any = sys._getframe(1)
             package = _package_of(frame)
             if frame.f_code.co_name == "get_base_layer":
                 while frame is not None and _package_of(frame) == package:

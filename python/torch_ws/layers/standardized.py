@@ -13,14 +13,16 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Proxy
+from typing_extensions import Self
 
 from ..core.private import any_autocast
 from ..core.standardize import standardize
-from ..formulas import Formula, formulas, resolve, spelled
+from ..formulas import Formula, FormulaName, formulas, resolve, spelled
 from .cache import cacheable, cached
 from .raw_weight import NoBaseLayer, refuse_fusion
 
@@ -64,6 +66,10 @@ class Standardized(nn.Module):
         TypeError, ValueError: as torch.nn's class; for an unknown formula; gain or shift no bool.
     """
 
+    weight: torch.Tensor
+    gain: nn.Parameter | None
+    shift: nn.Parameter | None
+    formula: Formula
     channels: str  # the name of the attribute that counts the output channels
     channel_dim = 0  # of the tensor that _to_rows returns
     eval_cache = True  # whether a result may be kept
@@ -72,6 +78,7 @@ class Standardized(nn.Module):
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
     _provider = None  # computes for many layers at once, if it is not idle: in a pass or a block
     _cached = None
+    _vectors_are_parameters: bool  # gain and shift, and no property of a subclass
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -83,15 +90,15 @@ class Standardized(nn.Module):
             )
             own.__kwdefaults__, own.__annotations__ = init.__kwdefaults__, init.__annotations__
             own.__qualname__ = f"{cls.__qualname__}.__init__"
-            cls.__init__ = own
+            cls.__init__ = own  # type: ignore[method-assign]  # of the class, on purpose
 
     def __init__(
         self,
-        *args,
-        formula: str | Formula = "paper",
+        *args: Any,
+        formula: FormulaName | Formula = "paper",
         gain: bool = False,
         shift: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         formula = resolve(formula)
         for name, flag in (("gain", gain), ("shift", shift)):
@@ -99,16 +106,15 @@ class Standardized(nn.Module):
                 raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
         super().__init__(*args, **kwargs)
         self.formula = formula
-        shape = (getattr(self, self.channels),)
-        options = {"device": self.weight.device, "dtype": self.weight.dtype}
+        channels = getattr(self, self.channels)
         for name, flag in (("gain", gain), ("shift", shift)):
-            vector = nn.Parameter(torch.empty(shape, **options)) if flag else None
+            vector = nn.Parameter(self.weight.new_empty(channels)) if flag else None
             self.register_parameter(name, vector)
         self._reset_vectors()
 
     def reset_parameters(self) -> None:
         """torch.nn's initialization of weight and bias; gain 1 and shift 0."""
-        super().reset_parameters()
+        super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class, the next base
         self._reset_vectors()
 
     def _reset_vectors(self):
@@ -175,7 +181,7 @@ class Standardized(nn.Module):
     def _fan_in(self):
         """The elements of a channel, from the parameter itself."""
         weight = self._parameters["weight"]
-        return weight.numel() // getattr(self, self.channels) or 1
+        return weight.numel() // getattr(self, self.channels) or 1  # type: ignore[union-attr]
 
     def __setattr__(self, name, value):
         if name in ("weight", "gain", "shift"):
@@ -188,7 +194,7 @@ class Standardized(nn.Module):
             value = resolve(value)
         super().__setattr__(name, value)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """torch.nn's; also drops the standardized weight that was kept."""
         self.__dict__.pop("_cached", None)
         return super().train(mode)

@@ -13,7 +13,7 @@ import warnings
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .._check import called, check, check_weight, few
+from .._check import Module, called, check, check_weight, few
 from .adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
 from .convert import channel_rows, disable_fused
 from .convertible import inside_attention, refuse_wrapped
@@ -21,7 +21,7 @@ from .convertible import inside_attention, refuse_wrapped
 logger = logging.getLogger(__name__)
 
 
-def adopt(model: nn.Module) -> nn.Module:
+def adopt(model: Module) -> Module:
     """Makes another library's weight-standardizing layers torch_ws's, in place.
 
     Known are the layers of timm, transformers (BiT), mmcv, big_transfer and composer, and torch's
@@ -79,8 +79,8 @@ def _check(step):
     try:
         check_weight(step.weight)
         rows = channel_rows(step.layer, step.weight.detach().to("meta"))
-        vectors = (None if v is None else v.detach().to("meta") for v in (step.gain, step.shift))
-        check(rows, *vectors, 0, *step.formula.arguments(rows.shape[1] or 1), None)
+        gain, shift = (v if v is None else v.detach().to("meta") for v in (step.gain, step.shift))
+        check(rows, gain, shift, 0, *step.formula.arguments(rows.shape[1] or 1))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise type(error)(f"{called(step.name, step.layer)}: {error}") from error
 

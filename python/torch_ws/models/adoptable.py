@@ -85,7 +85,7 @@ class Step(NamedTuple):
     same: bool = False  # padding
 
 
-def resembles(layer: nn.Module) -> bool:
+def resembles(layer) -> bool:
     """True if the layer has anything of what is known here."""
     if any(_name(cls) in LAYERS for cls in type(layer).__mro__) or hooks(layer):
         return True

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .._check import called, check, check_weight
-from ..formulas import Formula, denominator, resolve
+from .._check import Module, called, check, check_weight
+from ..formulas import Formula, FormulaName, denominator, resolve
 from ..layers import modules
 from ..layers.standardized import Standardized, regrouped
 from .convertible import (
@@ -29,7 +29,7 @@ from .convertible import (
     warn,
 )
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[type[nn.Module], type[Standardized]] = {
     nn.Conv1d: modules.WSConv1d,
     nn.Conv2d: modules.WSConv2d,
     nn.Conv3d: modules.WSConv3d,
@@ -37,11 +37,11 @@ CONVOLUTIONS = {
     nn.ConvTranspose2d: modules.WSConvTranspose2d,
     nn.ConvTranspose3d: modules.WSConvTranspose3d,
 }
-LINEAR = {nn.Linear: modules.WSLinear}
+LINEAR: dict[type[nn.Module], type[Standardized]] = {nn.Linear: modules.WSLinear}
 
 # In inference torch.nn computes these from their layers' weights, past the layers' forwards, where
 # the attribute allows it. It is off while standardized layers are inside; fold() puts it back.
-FUSED = {
+FUSED: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "activation_relu_or_gelu",
     nn.TransformerEncoder: "use_nested_tensor",
 }
@@ -51,15 +51,15 @@ logger = logging.getLogger(__name__)
 
 
 def convert(
-    model: nn.Module,
-    formula: str | Formula = "paper",
+    model: Module,
+    formula: FormulaName | Formula = "paper",
     *,
     linear: bool = False,
     skip: Iterable[str | type] | Callable[[str, nn.Module], bool] = (),
     gain: bool = False,
     shift: bool = False,
     preserve: bool = False,
-) -> nn.Module:
+) -> Module:
     """Makes a model's convolutions weight-standardized ones, in place.
 
     Equivalent to replacing every ``nn.Conv2d`` by a [`torch_ws.WSConv2d`][] that has the same
@@ -165,7 +165,7 @@ def _new_parameters(layer, formula, gain, shift, preserve):
     check_weight(weight)
     rows = channel_rows(layer, weight.to("meta"))
     arguments = formula.arguments(rows.shape[1] or 1)
-    check(rows, None, None, 0, *arguments, None)
+    check(rows, None, None, 0, *arguments)
     gains = torch.ones(len(rows)) if gain or preserve else None
     shifts = torch.zeros(len(rows)) if shift or (preserve and formula.center) else None
     if preserve and weight.numel() > 0:

@@ -23,7 +23,7 @@ NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 def skipped(model, skip, classes):
     """The modules that `skip` names, with all that is below them."""
-    names = defaultdict(list)  # a module may have several
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)  # a module may have several
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
     if callable(skip) and not isinstance(skip, type):
@@ -37,7 +37,7 @@ def skipped(model, skip, classes):
             f"got {type(skip).__name__}"
         )
     by_name = {name: module for module, all_names in names.items() for name in all_names}
-    found = []
+    found: list[nn.Module] = []
     for entry in skip:
         if isinstance(entry, type):
             found += [module for module in names if isinstance(module, entry)]
@@ -172,7 +172,7 @@ def warn(model, plan, left_alone, formula, linear):
 
 def _after_normalizations(model, plan):
     """The converted layers without a gain registered after the model's last normalization."""
-    names = []
+    names: list[str] = []
     steps = {step.layer: step for step in plan}
     for module in model.modules():
         named_so = "norm" in type(module).__name__.lower() and not any(module.children())

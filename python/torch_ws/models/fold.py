@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from typing import overload
 
 import torch
 from torch import nn
 
-from .._check import called, few
+from .._check import Module, called, few
 from ..layers.standardized import Standardized
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
 
 PLAIN = {ours: plain for plain, ours in {**CONVOLUTIONS, **LINEAR}.items()}
 
 
+@overload
+def fold(model: Standardized) -> nn.Module: ...
+@overload
+def fold(model: Module) -> Module: ...
 def fold(model: nn.Module) -> nn.Module:
     """Makes weight-standardized layers plain torch.nn ones that hold the standardized weight.
 
@@ -51,7 +56,8 @@ def fold(model: nn.Module) -> nn.Module:
             raise type(error)(f"{called(name, layer)}: {error}") from error
     _warn_of_rest(model)
 
-    made_of = {}  # a weight -> the new ones, which are several if formulas or gains differ
+    # a weight -> the new ones, which are several if formulas or gains differ
+    made_of: dict[torch.Tensor, list[nn.Parameter]] = {}
     for layer in layers.values():
         _fold(layer, made_of)
     for module in model.modules():
