@@ -59,7 +59,7 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/docs: $(VENV)/built
-	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e ".[docs]"
 	touch $@
 
 format: $(VENV)/lint
