@@ -46,6 +46,18 @@ SAME = {frozenset(("qiao_bcn", "mmcv_aws"))}
 
 WITH_GAMMA = ("timm_scaled", "timm_nfnet", "keras_nfnet")
 
+# A shape's path does not depend on the formula: every source takes one shape, and every shape these
+# two, one with a gain and a shift, and one whose scale and eps depend on N.
+FOR_EVERY_SHAPE = ("mmcv_aws-mmcv_conv_aws", "nfnet-deepmind")
+
+
+def on_shapes(names, first):
+    """Parametrizes a test: every source on the first shape, the others as above."""
+    cases = [(source, first) for source in PUBLISHED]
+    cases += [(s, n) for s in PUBLISHED if str(s) in FOR_EVERY_SHAPE for n in names if n != first]
+    return pytest.mark.parametrize("source, name", cases, ids=str)
+
+
 STDS = torch.logspace(-5, -0.5, 16, dtype=torch.float64)
 
 
@@ -87,8 +99,7 @@ def test_every_name_has_a_source():
     assert {source.formula for source in PUBLISHED} == set(formulas)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(WEIGHTS, "conv2d")
 def test_function(source, name):
     shape, channel_dim = WEIGHTS[name]
     weight = make_weight(shape, channel_dim).requires_grad_()
@@ -121,8 +132,7 @@ def output_channels(weight, layer):
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(LAYERS, "WSConv2d")
 def test_layer(source, name):
     cls, arguments, options = LAYERS[name]
     asked = {vector: True for vector in source.takes}
@@ -244,8 +254,7 @@ def rms_error(actual, expected):
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("name", FLOAT32)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(FLOAT32, "conv2d")
 def test_float32(source, name):
     """At most twice as far from the source in float64 as the source in float32, plus a rounding."""
     weight = torch.nn.init.kaiming_uniform_(torch.empty(FLOAT32[name]), a=5**0.5)
