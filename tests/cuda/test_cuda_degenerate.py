@@ -8,7 +8,9 @@ from torch_ws import standardize
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 # part of a warp, where teams share one; a block with its barriers; rows split over blocks
-every_length = pytest.mark.parametrize("cols", [40, 1104, 29600])
+every_length = pytest.mark.parametrize(
+    "cols", [40, 1104, pytest.param(29600, marks=pytest.mark.slow)]
+)
 
 
 @every_length
