@@ -2,6 +2,7 @@
 # What they need: python3 (3.10 to 3.14) and a C++17 compiler. Where no nvcc is found, NVIDIA's is taken
 # from its Python wheels (WS_CUDA=off: no CUDA library at all).
 #
+#   make test                            the fast tests; make test-all: all of them, ten minutes
 #   make test TORCH=torch==2.10.0        another PyTorch
 #   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
 #
@@ -23,7 +24,10 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
 NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 
-.PHONY: build test bench gpu asan docs format check clean
+# A file's tests run in one of the processes, so that what they share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: build test test-all bench gpu asan docs format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -36,7 +40,10 @@ $(VENV)/built: $(VENV)/installed $(NATIVE)
 	touch $@
 
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: build
+	$(PYTEST) $(ARGS)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

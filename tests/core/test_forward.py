@@ -42,46 +42,11 @@ def test_formulas(isa, eps_mode, correction, center, affine):
     assert_close(out, expected(weight, gain, shift, formula=formula), peer)
 
 
-@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])  # |mean| / std; at 1e6 a std is a few ulp
-def test_large_mean(isa, ratio):
-    weight = torch.randn(16, 576) + ratio
-    peer, _ = layer_norm_errors(weight, torch.ones(16, 576))
-    assert_close(standardize(weight), expected(weight), min(peer, 1e-6))
-
-
 def test_long_channel_does_not_lose_digits(isa):
     # one channel of 4 M elements: a plain float32 sum would be off by far more than F.layer_norm's
     weight = torch.rand(1, 1 << 22)
     peer, _ = layer_norm_errors(weight, torch.ones_like(weight))
     assert_close(standardize(weight), expected(weight), peer)
-
-
-@pytest.mark.parametrize("formula", ["paper", "timm", "centered_weight_norm", "weight_norm"])
-def test_constant_channel_gives_exactly_zero(isa, formula):
-    if formula == "weight_norm":  # center=False: only zeros have no norm
-        weight = torch.zeros(3, 147)
-    else:  # values whose sum is not a multiple of them in floating point
-        weight = torch.tensor([0.1, 1e-3, 1e8 / 3])[:, None].repeat(1, 147)
-    assert torch.equal(standardize(weight, formula=formula), torch.zeros_like(weight))
-
-
-def test_one_element_a_channel_gives_zero(isa):
-    weight = torch.randn(4, 1, 1, 1)
-    assert torch.equal(standardize(weight), torch.zeros_like(weight))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("center", [True, False])
-def test_nan_and_inf_stay_in_their_channel(isa, value, center):
-    formula = Formula(center=center)
-    weight = torch.randn(5, 100)
-    clean = standardize(weight, formula=formula)
-    weight[2, 70] = value
-    out = standardize(weight, formula=formula)
-    assert torch.equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
-    assert out[2].isnan().any()
-    if value != value:
-        assert out[2].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
