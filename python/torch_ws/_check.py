@@ -23,6 +23,7 @@ OUTPUT_DTYPES = {
     torch.bfloat16: (torch.bfloat16,),
 }
 Module = TypeVar("Module", bound=nn.Module)  # what is changed in place keeps its type
+INPUT_SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 MAX_DIMS = 64  # csrc/layout.h has it too
 
 
@@ -34,6 +35,67 @@ def few(names):
     """The last names, which matter most, and how many more there are."""
     names = [name if "(" in name else repr(name or "the model") for name in names]
     return (f"{len(names) - 3} more and " if len(names) > 3 else "") + ", ".join(names[-3:])
+
+
+class naming:
+    """Puts before the message of an error within it what the error is about."""
+
+    def __init__(self, called: str):
+        self.called = called
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (TypeError, ValueError, RuntimeError)):
+            raise kind(f"{self.called}: {error}") from error
+
+
+def check_module(module, name="model") -> None:
+    """Raises unless the argument of that name is a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_flags(**flags) -> None:
+    """Raises unless each is a bool: 0.5 would be taken for True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+
+
+def check_positive(name, number) -> None:
+    """Raises unless the argument of that name is an int above 0."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {number}")
+
+
+def check_float(name, number) -> None:
+    """Raises unless the argument of that name is a number, which a bool is not meant to be."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(number).__name__}")
+
+
+def check_eps(eps) -> None:
+    """Raises unless it can be added to a variance."""
+    check_float("eps", eps)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+
+
+def check_input(input, num_channels, dims=()) -> None:
+    """Raises unless the input is (N, C, ...) with a number of dimensions among `dims`, if given."""
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+    shape = " or ".join(INPUT_SHAPES[n] for n in dims) or "(N, C, ...)"
+    if input.dim() < 2 or (dims and input.dim() not in dims):
+        raise ValueError(f"input must have shape {shape}, got {tuple(input.shape)}")
+    if input.shape[1] != num_channels:
+        raise ValueError(
+            f"input must have shape {shape} with C = {num_channels}, got {tuple(input.shape)}"
+        )
 
 
 def _name(dtype):

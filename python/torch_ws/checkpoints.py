@@ -25,6 +25,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .layers.standardized import TRANSPOSED
+
 Tensor = torch.Tensor
 
 ORIGINAL = "parametrizations.weight.original"
@@ -194,7 +196,7 @@ def _not_per_output_channel(g, v, bias, layer, modules):
     module = modules.get(layer[:-1])
     if module is None:
         return "belongs to a layer that the model does not have"
-    if not isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if not isinstance(module, TRANSPOSED):
         return None if 0 in found else per_input
     if module.groups > 1:
         return "is a grouped transposed convolution's, in which no dim is the output channels"
@@ -239,7 +241,7 @@ def _translated(function, state_dict, changes, bad):
         return dict(items)
     result = OrderedDict(items)
     if hasattr(state_dict, "_metadata"):
-        result._metadata = copy.copy(state_dict._metadata)  # type: ignore[attr-defined]
+        result._metadata = copy.copy(state_dict._metadata)  # type: ignore[attr-defined]  # torch's
     return result
 
 

@@ -122,14 +122,6 @@ class Formula:
         )
 
 
-def denominator(var, eps: float, eps_mode: int):
-    """A formula's d for a tensor of variances; `eps_mode` is an index into `EPS_MODES`."""
-    mode = EPS_MODES[eps_mode]
-    if mode == "std":
-        return var.sqrt() + eps
-    return (var + eps if mode == "var" else var.clamp(min=eps)).sqrt()
-
-
 def spelled(formula: FormulaName | Formula) -> str:
     """The formula as code writes it: its name in quotes if it has one, else its arguments."""
     names = [name for name, known in formulas.items() if formula in (name, known)]

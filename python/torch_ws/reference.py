@@ -70,18 +70,22 @@ def _standardized(w, dims, eps, eps_mode, correction, center, scale):
         pivot = x.detach().mean(dims, keepdim=True).maximum(low).minimum(high)
         x = _centered(x - pivot, dims)
     var = (x * x).sum(dims, keepdim=True) / (fan_in - correction)
-    if eps_mode == 0:
-        # sqrt has no derivative at 0; the formula's is 0 there
-        d = torch.where(var == 0, 0, torch.where(var == 0, 1, var).sqrt()) + eps
-    elif eps_mode == 1:
-        d = var + eps
-        d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
-    else:
-        d = torch.where(var <= eps, eps, var)
-        d = torch.where(d == 0, 0, torch.where(d == 0, 1, d).sqrt())
+    d = denominator(var, eps, eps_mode)
     out = x * torch.where(d == 0, 0, scale / torch.where(d == 0, 1, d))
     # It is centered already. Its gradient is not: a large mean of that would cost digits, too.
     return _centered(out, dims) if center else out
+
+
+def denominator(var, eps, eps_mode):
+    """The formula's d for variances; `eps_mode` is an index into formulas.EPS_MODES."""
+    if eps_mode == 0:
+        return _root(var) + eps
+    return _root(var + eps if eps_mode == 1 else torch.where(var <= eps, eps, var))
+
+
+def _root(x):
+    """The square root, with a derivative of 0 at 0, where it has none."""
+    return torch.where(x == 0, 0, torch.where(x == 0, 1, x).sqrt())
 
 
 def _exponent(low, high, eps, eps_power, center):

@@ -1,8 +1,176 @@
-"""PyTorch's private names: that they exist, and mean what they are used for."""
+"""PyTorch's private names: one file has them, they exist, and mean what they are used for."""
 
+import ast
+import re
+from pathlib import Path
+
+import pytest
 import torch
+import torch_ws
+from torch import nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch_ws.core import private
+
+PACKAGE = Path(torch_ws.__file__).parent
+OTHERS = {"_getframe", "_replace", "_core", "_reconstruct"}  # Python's and NumPy's
+ON_MODULES = {"_ws_group", "_fused_before_conversion"}  # what torch_ws itself keeps there
+
+
+def private_names(path):
+    """The names with one leading underscore that a file reads of objects, imports, or spells out.
+
+    Strings count where they are such a name or a dotted one of torch; docstrings do not.
+    """
+    tree = ast.parse(path.read_text())
+    prose = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.update(node.module.split("."), (alias.name for alias in node.names))
+        elif isinstance(node, ast.Import):
+            found.update(part for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
+            found.update(re.findall(r"^_\w+$", node.value))
+            found.update(re.findall(r"^torch\.(?:\w+\.)*(_\w+)", node.value))
+    return {name for name in found if re.match("_[^_]", name)}
+
+
+def own_names(path):
+    """The names that a file gives to functions, classes, variables and attributes of self."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.update([node.attr] if ast.unparse(node.value) in ("self", "cls") else [])
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+[HERE] = [path for path in FILES if path == Path(private.__file__)]
+OWN = set().union(*map(own_names, FILES)) - private.EVERYWHERE
+
+
+def test_no_other_file_has_one():
+    allowed = OWN | private.EVERYWHERE | OTHERS | ON_MODULES
+    others = {str(path.relative_to(PACKAGE)): private_names(path) - allowed for path in FILES}
+    others.pop(str(HERE.relative_to(PACKAGE)))
+    assert {path: names for path, names in others.items() if names} == {}
+
+
+def test_the_search_finds_what_it_looks_for(tmp_path):
+    """Each way to name one, and what is none."""
+    file = tmp_path / "example.py"
+    file.write_text(
+        '"""torch._docstring and _docstring"""\nimport torch._imported\nfrom torch._module import'
+        ' _name\nfrom ._own import _own\nx._attribute, "_string", "torch.nn._dotted", "a _word"\n'
+    )
+    names = {"_imported", "_module", "_name", "_attribute", "_string", "_dotted"}
+    assert private_names(file) == names
+
+
+CONVOLUTION = nn.Conv2d(1, 1, 1)
+WHERE = {
+    **dict.fromkeys(private.EVERYWHERE, CONVOLUTION),
+    "_version": CONVOLUTION.weight,
+    "_C": torch,
+    "_WeightNorm": nn.utils.parametrizations,
+    "_are_functorch_transforms_active": torch._C,
+    "_autograd": torch._C,
+    "_cdata": CONVOLUTION.weight.untyped_storage(),
+    "_compiled_call_impl": CONVOLUTION,
+    "_current_graph_task_id": torch._C,
+    "_current_level": forward_ad,
+    "_disabled_torch_function_impl": torch._C,
+    "_execution_engine": torch.autograd.Variable,
+    "_forward_pre_hooks": CONVOLUTION,
+    "_is_any_autocast_enabled": torch._C,
+    "_is_tracing": torch._C,
+    "_load_state_dict_pre_hooks": CONVOLUTION,
+    "_metadata": CONVOLUTION.state_dict(),
+    "_op": torch.ops.aten.add.default,
+    "_ops": torch,
+    "_output_padding": nn.ConvTranspose1d,
+    "_python_dispatch": torch.utils,
+    "_reversed_padding_repeated_twice": CONVOLUTION,
+    "_storage_Use_Count": torch._C,
+    "_top_saved_tensors_default_hooks": torch._C._autograd,
+}
+# Objects that have to be made first, in the tests below
+MADE = {"_orig_mod", "_local_tensor", "_get_fsdp_state", "_init_extensions", "_module_info"}
+MADE |= {"_fsdp_param_groups", "_fsdp_param_group", "_use_post_forward_mesh"}
+
+
+def test_every_name_is_looked_for():
+    names = private_names(HERE) - own_names(HERE)
+    assert names | private.EVERYWHERE == WHERE.keys() | MADE
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_name_exists(name):
+    assert hasattr(WHERE[name], name)
+
+
+def test_what_torch_compile_leaves():
+    model = nn.ReLU()
+    assert private.original_of(model) is None and not private.is_compiled(model)
+    made = torch.compile(model)
+    assert private.original_of(made) is model and private.is_compiled(made)
+    model.compile()
+    assert private.original_of(model) is None and private.is_compiled(model)
+
+
+class Local(torch.Tensor):
+    """Counts how often FSDP2 asks what to gather."""
+
+    __torch_function__ = private.no_torch_function
+    asked = 0
+
+    def fsdp_pre_all_gather(self, mesh, outer_size, outer_stride, module, mp_policy):
+        Local.asked += 1
+        return (self.as_subclass(torch.Tensor),), None
+
+    def fsdp_post_all_gather(self, gathered, metadata, param_dtype, *, out=None):
+        return None if out is not None else (gathered[0], ())
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed")
+def test_sharded_parameters():
+    """Group of one process: the records of a sharded layer, and an extension of its all-gather."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.tensor import DTensor
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = fully_shard(nn.Sequential(nn.Linear(3, 2, bias=False)), mesh=mesh)
+        [record] = private.sharded_parameters(model)
+        assert isinstance(model, FSDPModule) and record.layer is model[0]
+        assert (record.name, record.shared_with) == ("weight", [])
+        assert record.parameter is model[0].weight and isinstance(record.parameter, DTensor)
+        assert record.placement.dim == 0
+        assert not (record.tensor_parallel or record.offloaded or record.resharded_to_some)
+        weight = private.local_tensor(record.parameter).clone()
+        record.make_local(Local)
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(model(x), x @ weight.t())
+        assert Local.asked == 1 and type(private.local_tensor(record.parameter)) is Local
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_after_backward():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda _: private.after_backward(lambda: seen.append(x.grad is not None)))
+    x.sum().backward()
+    assert seen == [True]
 
 
 def test_storage_users_counts_tensors():
@@ -27,3 +195,27 @@ def test_saved_tensors_hooks_tell_one_from_another():
     with saved_tensors_hooks(lambda t: t, lambda t: t):
         inside = private.saved_tensors_hooks()
     assert inside != outside and private.saved_tensors_hooks() == outside
+
+
+def test_transforms_and_forward_mode_need_the_reference():
+    seen = []
+
+    def noted(x):
+        seen.append((private.in_transform(), private.needs_reference()))
+        return x.sin()
+
+    x = torch.ones(2)
+    noted(x)
+    torch.vmap(noted)(x)
+    with forward_ad.dual_level():
+        noted(x)
+    assert seen == [(False, False), (True, True), (False, True)]
+
+
+def test_padding_is_set_in_both_places():
+    expected = nn.Conv2d(1, 1, 3, padding=(2, 1), padding_mode="circular")
+    layer = nn.Conv2d(1, 1, 3, padding_mode="circular")
+    private.set_padding(layer, (2, 1))
+    layer.load_state_dict(expected.state_dict())
+    x = torch.randn(1, 1, 5, 5)
+    torch.testing.assert_close(layer(x), expected(x), rtol=0, atol=0)

@@ -47,6 +47,29 @@ def before_gather_trains_like_one_process(rank, world):
     trains_like_one_process(kept, rank, world, optimizer=adamw)
 
 
+class Wrapped(nn.Module):
+    """Its pass begins before those of the parts that fully_shard knows."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@case
+def before_gather_is_left_alone_by_group(rank, world):
+    """Also where what an earlier pass has gathered is still there when a pass begins."""
+
+    def wrap(model):
+        wrapped = Wrapped(before_gather(reshard_after_forward=False)(model))
+        torch_ws.group(wrapped)
+        return wrapped
+
+    trains_like_one_process(wrap, rank, world)
+
+
 @case
 def before_gather_checkpoints_are_plain(rank, world):
     model, single = trains_like_one_process(before_gather(), rank, world)
@@ -248,7 +271,7 @@ def before_gather_refusals(rank, world):
     for message, model in models.items():
         refused(ValueError, message, lambda model=model: standardize_before_gather(model))
         layers = [module for module in model.modules() if isinstance(module, Standardized)]
-        assert all("standardized_weight" not in vars(layer) for layer in layers)
+        assert all("_provider" not in vars(layer) for layer in layers)
 
 
 @case

@@ -282,15 +282,15 @@ def test_memory_is_let_go():
 
 def test_gradients_are_taken_over_and_not_copied(monkeypatch):
     addresses = {}
-    backward = torch_ws.training.batch.Launch.backward
+    backward = torch_ws.training.batch.backward
 
-    def recorded(launch, grads):
-        triples = backward(launch, grads)
-        for layer, (gradient, *_) in zip(launch.layers, triples, strict=True):
-            addresses[layer.weight] = gradient.data_ptr()
+    def recorded(members, grads):
+        triples = backward(members, grads)
+        for member, (gradient, *_) in zip(members, triples, strict=True):
+            addresses[member.layer.weight] = gradient.data_ptr()
         return triples
 
-    monkeypatch.setattr(torch_ws.training.batch.Launch, "backward", recorded)
+    monkeypatch.setattr(torch_ws.training.batch, "backward", recorded)
     model = network()
     with torch_ws.hold(model):
         loss_of(model, batch()).backward()

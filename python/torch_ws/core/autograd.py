@@ -13,27 +13,14 @@ operations take over.
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from .. import reference
 from .._check import allocate_again, check, check_backward, explain, explain_backward
-
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-def direct(op):
-    """The op without the Python frame that torch.ops puts before every call."""
-    return getattr(op.default, "_op", op.default)
-
+from .private import direct, direct_apply, in_transform, needs_reference
 
 raw_forward = direct(torch.ops.ws.forward)
 raw_backward = direct(torch.ops.ws.backward)
 raw_backward_affine = direct(torch.ops.ws.backward_affine)
-
-
-def needs_reference() -> bool:
-    """True inside a torch.func transform or forward-mode AD."""
-    return _functorch_active() or forward_ad._current_level >= 0
 
 
 class Standardize(torch.autograd.Function):
@@ -52,7 +39,7 @@ class Standardize(torch.autograd.Function):
     def backward(ctx, grad):
         weight, gain = ctx.saved_tensors
         arguments = ctx.arguments
-        if torch.is_grad_enabled() or _functorch_active():
+        if torch.is_grad_enabled() or in_transform():
             needed = ctx.needs_input_grad
             return *differentiable_backward(needed, grad, weight, gain, arguments), None
         try:
@@ -67,9 +54,7 @@ class Standardize(torch.autograd.Function):
         return *needed, None
 
 
-# Function.apply without its Python part, 2 of 9 microseconds, which prepares for torch.func
-# transforms: needs_reference() has seen to those.
-apply = super(torch.autograd.Function, Standardize).apply
+apply = direct_apply(Standardize)  # after needs_reference()
 
 
 def differentiable_backward(needed, grad, weight, gain, arguments):
@@ -94,7 +79,7 @@ def differentiable_backward(needed, grad, weight, gain, arguments):
 
 
 # The options of ws::standardize in the order of the raw ops' arguments, with its schema's defaults.
-_DEFAULTS = {
+DEFAULTS = {
     "channel_dim": 0,
     "eps": 1e-5,
     "eps_mode": 0,
@@ -106,7 +91,7 @@ _DEFAULTS = {
 
 
 def _autograd(weight, gain=None, shift=None, **options):
-    arguments = tuple({**_DEFAULTS, **options}.values())
+    arguments = tuple({**DEFAULTS, **options}.values())
     if needs_reference():
         check(weight, gain, shift, *arguments)
         return reference.standardize_op(weight, gain, shift, *arguments)
@@ -124,7 +109,7 @@ def _fake_forward(weight, gain, shift, *arguments):
 
 
 def _fake_standardize(weight, gain=None, shift=None, **options):
-    return _fake_forward(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+    return _fake_forward(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
 def _fake_backward(grad, weight, gain, *arguments):

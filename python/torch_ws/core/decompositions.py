@@ -8,19 +8,20 @@ lowering, if the environment has CI in it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..reference import standardize_op
-from .autograd import _DEFAULTS
+from .autograd import DEFAULTS
 from .many import reference_many
 
 
 def _standardize(weight, gain=None, shift=None, **options):
-    return standardize_op(weight, gain, shift, *{**_DEFAULTS, **options}.values())
+    return standardize_op(weight, gain, shift, *{**DEFAULTS, **options}.values())
 
 
-_TABLE: dict[torch._ops.OpOverload, Callable] = {
+_TABLE: dict[Any, Callable] = {
     torch.ops.ws.standardize.default: _standardize,
     torch.ops.ws.standardize_many.default: reference_many,
     # what the two become when torch.export goes below autograd
@@ -29,7 +30,7 @@ _TABLE: dict[torch._ops.OpOverload, Callable] = {
 }
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+def decompositions() -> dict[Any, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
     The program then needs no torch_ws where it is loaded, and ONNX can express it:

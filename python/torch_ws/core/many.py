@@ -19,9 +19,11 @@ from .._check import (
     check_weight,
     explain,
     explain_backward,
+    naming,
 )
 from ..formulas import Arguments, Formula, FormulaName, resolve
-from .autograd import differentiable_backward, direct, library, needs_reference
+from .autograd import differentiable_backward, library
+from .private import direct, direct_apply, needs_reference
 from .standardize import fan_in_of, standardize
 
 Tensor = torch.Tensor
@@ -106,7 +108,7 @@ def standardize_many(
         ]
     except (AttributeError, RuntimeError, TypeError, IndexError):
         for i, (weight, dim) in enumerate(zip(weights, channel_dims, strict=True)):
-            with _naming(i):
+            with naming(f"weights[{i}]"):
                 check_weight(weight, dim)
         scalars = scalars_of(weights, formulas, channel_dims)
         _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
@@ -167,7 +169,7 @@ class StandardizeMany(torch.autograd.Function):
         return None, *results
 
 
-apply_many = super(torch.autograd.Function, StandardizeMany).apply
+apply_many = direct_apply(StandardizeMany)  # after needs_reference()
 
 
 def _listed(name, values, count=None):
@@ -194,20 +196,6 @@ def scalars_of(weights, formulas, channel_dims):
         formula = resolve(formula)
         scalars += formula.fixed or formula.arguments(fan_in_of(weight, channel_dim))
     return scalars
-
-
-class _naming:
-    """Puts the index of a weight before the message of an error."""
-
-    def __init__(self, index):
-        self.index = index
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is not None:
-            raise kind(f"weights[{self.index}]: {error}") from error
 
 
 def _whole(name, number):
@@ -246,7 +234,7 @@ def _check_one_device(weights, i):
 def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
     _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
-        with _naming(i):
+        with naming(f"weights[{i}]"):
             options = _options(formulas, i)
             each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
             _check_one_device(weights, i)
@@ -255,7 +243,7 @@ def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check
 def _check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
     _check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
-        with _naming(i):
+        with naming(f"weights[{i}]"):
             each(grads[i], weight, gains[i], channel_dims[i], *_options(formulas, i))
             _check_one_device(weights, i)
 

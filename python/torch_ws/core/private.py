@@ -1,8 +1,23 @@
-"""PyTorch's private names that have been gathered, each with the reason why no public one does."""
+"""PyTorch's private names, each with the reason why no public one does. No other file has one.
+
+But for those in EVERYWHERE, private by their spelling alone: what authors of nn.Module's subclasses
+read and override, a state dict's metadata, and the version counter, which all of the ecosystem
+reads. Functions around these would cost calls where calls count. A test holds the other files to
+that, and each name to being there; one that a later PyTorch lacks is an error, not a guess.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+
 import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+
+EVERYWHERE = {"_parameters", "_buffers", "_modules", "_apply", "_conv_forward", "_version"}
+EVERYWHERE |= {"_save_to_state_dict", "_load_from_state_dict", "_metadata"}
 
 # The public is_autocast_enabled and is_tracing take several times as long; every call asks both.
 any_autocast = torch._C._is_any_autocast_enabled
@@ -10,10 +25,7 @@ is_tracing = torch._C._is_tracing
 
 
 def storage_users(tensor: torch.Tensor) -> int:
-    """How many tensors have their elements in the memory of `tensor`, itself included.
-
-    A tensor does not tell whether another one writes to its memory; its storage counts them.
-    """
+    """How many tensors, this one included, have the memory of `tensor`; nothing public counts."""
     storage = tensor.untyped_storage()
     return torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage` itself
 
@@ -26,3 +38,98 @@ def in_backward() -> bool:
 def saved_tensors_hooks():
     """The innermost saved-tensor hooks, by which a layer can tell that it is checkpointed."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+# No public function tells whether a torch.func transform runs.
+in_transform = torch._C._are_functorch_transforms_active
+
+
+def needs_reference() -> bool:
+    """True inside a torch.func transform or forward-mode AD, which nothing public tells."""
+    return in_transform() or forward_ad._current_level >= 0
+
+
+def direct(op: torch._ops.OpOverloadPacket) -> Callable:
+    """The op without the Python frame that torch.ops puts before every call: some 1 microsecond."""
+    return op.default._op
+
+
+def direct_apply(function: type[torch.autograd.Function]) -> Callable:
+    """Function.apply without its part for torch.func transforms, 2 of 9 microseconds in Python."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # of _C's base
+
+
+def after_backward(callback: Callable[[], None]) -> None:
+    """Calls back at the end of the backward pass that runs; hooks know no such moment."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+# Tensor subclasses whose operations give plain tensors have no public way to say so.
+no_torch_function: Callable = torch._C._disabled_torch_function_impl
+# What DTensors are among others; there is no public question for it.
+is_traceable_wrapper_subclass = _python_dispatch.is_traceable_wrapper_subclass
+
+# Transposed convolutions' padding for an `output_size`; their forward calls it, and has no other.
+output_padding: Callable[..., list[int]] = nn.ConvTranspose2d._output_padding
+# The class that torch.nn.utils.parametrizations.weight_norm registers, by which it is known.
+WEIGHT_NORM = "torch.nn.utils.parametrizations._WeightNorm"
+
+
+def set_padding(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: tuple[int, ...]) -> None:
+    """Sets `padding`, which torch.nn keeps a second time, reversed, for its padding modes."""
+    convolution.padding = padding
+    convolution._reversed_padding_repeated_twice = [p for p in padding[::-1] for _ in range(2)]
+
+
+# A module's hooks by key: nothing public lists those before its forward, or removes one of those
+# before it loads a state dict without its handle.
+forward_pre_hooks = attrgetter("_forward_pre_hooks")
+loading_hooks = attrgetter("_load_state_dict_pre_hooks")
+
+
+def original_of(model: nn.Module) -> nn.Module | None:
+    """What torch.compile made `model` of; None if it made it not, which nothing public tells."""
+    return model._modules.get("_orig_mod")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """True also after module.compile(), which leaves nothing public either."""
+    return original_of(module) is not None or module._compiled_call_impl is not None
+
+
+# A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.
+local_tensor = attrgetter("_local_tensor")
+
+
+class ShardedParameter:
+    """A parameter as FSDP2 keeps it: whose it is and how it is sharded is told to nobody."""
+
+    def __init__(self, group, record):
+        info = record._module_info
+        self._record = record
+        self.layer, self.name = info.module, info.param_name
+        self.shared_with = list(zip(info.shared_modules, info.shared_param_names, strict=True))
+        self.placement = record.fsdp_placement
+        self.tensor_parallel = record.is_dtensor
+        self.offloaded = record.offload_to_cpu
+        self.resharded_to_some = group._use_post_forward_mesh
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """A DTensor; another one after .to() or load_state_dict(assign=True)."""
+        return self._record.sharded_param
+
+    def make_local(self, cls: type[torch.Tensor]) -> None:
+        """Gives it the extensions of `cls` to the all-gather, which FSDP2 looks for only once."""
+        local = local_tensor(self.parameter).as_subclass(cls)
+        self.parameter._local_tensor = local  # type: ignore[attr-defined]  # a DTensor's
+        self._record._init_extensions()
+
+
+def sharded_parameters(module: torch.distributed.fsdp.FSDPModule) -> Iterator[ShardedParameter]:
+    """Those that `fully_shard(module)` made."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # PyTorch before 2.12: one
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        for record in group.fsdp_params if group is not None else ():
+            yield ShardedParameter(group, record)

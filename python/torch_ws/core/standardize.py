@@ -10,8 +10,8 @@ from torch.fx.proxy import TraceError
 from .. import reference
 from .._check import allocate_again, check, check_weight, explain
 from ..formulas import Formula, FormulaName, resolve
-from .autograd import apply, needs_reference, raw_forward
-from .private import is_tracing
+from .autograd import DEFAULTS, apply, raw_forward
+from .private import is_tracing, needs_reference
 
 Tensor = torch.Tensor
 
@@ -94,21 +94,9 @@ def standardize(
         raise
 
 
-def _op(
-    weight, gain, shift, channel_dim, eps, eps_mode, correction, center, scale, dtype
-) -> Tensor:
-    return torch.ops.ws.standardize(
-        weight,
-        gain,
-        shift,
-        channel_dim=channel_dim,
-        eps=eps,
-        eps_mode=eps_mode,
-        correction=correction,
-        center=center,
-        scale=scale,
-        dtype=dtype,
-    )
+def _op(weight, gain, shift, *arguments) -> Tensor:
+    options = dict(zip(DEFAULTS, arguments, strict=True))
+    return torch.ops.ws.standardize(weight, gain, shift, **options)
 
 
 def fan_in_of(weight, channel_dim):

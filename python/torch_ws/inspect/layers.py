@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from .._check import check_weight
-from ..formulas import Formula, denominator
+from ..formulas import Formula
+from ..reference import denominator
 from .stored import Checkpoint, Stored, Unreadable
 
 Tensor = torch.Tensor

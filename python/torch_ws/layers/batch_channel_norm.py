@@ -12,15 +12,8 @@ from torch import nn
 from torch.fx import Proxy
 from torch.types import Device
 
-from .estimated_batch_norm import (
-    EstimatedBatchNorm,
-    check_eps,
-    check_flags,
-    check_float,
-    check_input,
-    check_positive,
-    recorded,
-)
+from .._check import check_eps, check_flags, check_float, check_input, check_positive
+from .estimated_batch_norm import EstimatedBatchNorm, recorded
 from .standardized import autocast_dtype
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -12,13 +12,16 @@ processes. Optimizers with ``fused=True`` count no version either; their steps a
 from __future__ import annotations
 
 import weakref
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..core.autograd import needs_reference
-from ..core.private import is_tracing, storage_users
+from ..core.private import is_tracing, needs_reference, storage_users
+
+if TYPE_CHECKING:
+    from .standardized import Standardized
 
 _everything_known: weakref.WeakSet = weakref.WeakSet()
 
@@ -35,11 +38,11 @@ class Inputs:
 
     __slots__ = ("formula", "known")
 
-    def __init__(self, layer: nn.Module, tensors: tuple, freed=None):
+    def __init__(self, layer: Standardized, tensors: tuple, freed=None):
         self.formula = layer.formula
         self.known = [None if t is None else _Known(t, freed) for t in tensors]
 
-    def are(self, layer: nn.Module, tensors: tuple) -> bool:
+    def are(self, layer: Standardized, tensors: tuple) -> bool:
         """True if `layer` would now, from `tensors`, compute the same."""
         if layer.formula is not self.formula and layer.formula != self.formula:
             return False
@@ -128,7 +131,7 @@ class _Entry:
         )
 
 
-def cacheable(layer: nn.Module, tensors: tuple) -> bool:
+def cacheable(layer: Standardized, tensors: tuple) -> bool:
     """True if `layer` needs no gradient of `tensors` in this pass, and will not soon."""
     weight = tensors[0]
     if type(weight) is not nn.Parameter or torch.compiler.is_compiling() or not layer.eval_cache:
@@ -145,15 +148,22 @@ def cacheable(layer: nn.Module, tensors: tuple) -> bool:
     )
 
 
-def cached(layer: nn.Module, tensors: tuple, dtype: torch.dtype | None) -> torch.Tensor:
-    """The standardized weight of a cacheable layer: the kept one, or a new one."""
-    entry = layer._cached
-    if entry is not None and entry.serves(layer, tensors, dtype):
+class EvalCache:
+    """The last provider of every layer (training/provider.py): what it kept, where it may keep."""
+
+    idle, permanent = True, False
+
+    def take(self, layer: Standardized, tensors: tuple, dtype: torch.dtype | None):
+        """The kept result, or a new one that is kept; None: the layer computes its own."""
+        if not cacheable(layer, tensors):
+            return None
+        entry = layer._cached
+        if entry is not None and entry.serves(layer, tensors, dtype):
+            return entry.result
+        if not all(_counts_versions(t) for t in tensors if t is not None):
+            return None
+        layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
         return entry.result
-    if not all(_counts_versions(t) for t in tensors if t is not None):
-        return layer._standardize(tensors, dtype)
-    layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
-    return entry.result
 
 
 def _counts_versions(tensor):

@@ -7,15 +7,13 @@ affine map, and PyTorch's own kernel for batch normalization in evaluation is al
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Proxy
 from torch.types import Device
 
-SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+from .._check import check_eps, check_flags, check_float, check_input, check_positive
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -169,44 +167,3 @@ def recorded(module: nn.Module, input: Proxy) -> Proxy:
     """What torch.fx's tracer records of a normalization: a call of the module, as of torch.nn's."""
     path = input.tracer.path_of_module(module)  # type: ignore[attr-defined]  # a Tracer's
     return input.tracer.create_proxy("call_module", path, (input,), {})
-
-
-def check_positive(name, number):
-    """Raises unless the argument of that name is an int above 0."""
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int, got {type(number).__name__}")
-    if number <= 0:
-        raise ValueError(f"{name} must be positive, got {number}")
-
-
-def check_float(name, number):
-    """Raises unless the argument of that name is a number, which a bool is not meant to be."""
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(number).__name__}")
-
-
-def check_flags(**flags):
-    """Raises unless each is a bool: 0.5 would be taken for True."""
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
-
-
-def check_eps(eps):
-    """Raises unless it can be added to a variance."""
-    check_float("eps", eps)
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-
-
-def check_input(input, num_channels, dims=()):
-    """Raises unless the input is (N, C, ...) with a number of dimensions among `dims`, if given."""
-    if not isinstance(input, torch.Tensor):
-        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
-    shape = " or ".join(SHAPES[n] for n in dims) or "(N, C, ...)"
-    if input.dim() < 2 or (dims and input.dim() not in dims):
-        raise ValueError(f"input must have shape {shape}, got {tuple(input.shape)}")
-    if input.shape[1] != num_channels:
-        raise ValueError(
-            f"input must have shape {shape} with C = {num_channels}, got {tuple(input.shape)}"
-        )

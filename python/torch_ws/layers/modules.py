@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.types import Device
 
+from ..core.private import output_padding
 from ..formulas import Formula, FormulaName
 from .raw_weight import refuse_scaled
 from .standardized import Standardized, regrouped
@@ -57,22 +58,10 @@ class _Conv(Standardized):
         shift: bool = False,
     ):
         strides = tuple(stride) if isinstance(stride, Iterable) else stride
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            1 if padding == "same" else strides,  # torch.nn refuses "same" with another
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            formula=formula,
-            gain=gain,
-            shift=shift,
-        )
+        step = 1 if padding == "same" else strides  # torch.nn refuses "same" with another
+        sizes = in_channels, out_channels, kernel_size, step, padding, dilation
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
+        super().__init__(*sizes, groups, bias, padding_mode, device, dtype, **options)
         if padding == "same":
             if not isinstance(strides, tuple):
                 strides = (strides,) * len(self.kernel_size)
@@ -102,7 +91,6 @@ class _ConvTranspose(Standardized):
     convolve: Callable[..., torch.Tensor]  # F.conv_transpose1d, 2d or 3d
     kernel_size: tuple[int, ...]
     groups: int
-    _output_padding: Callable[..., list[int]]
 
     def __init__(
         self,
@@ -123,23 +111,9 @@ class _ConvTranspose(Standardized):
         gain: bool = False,
         shift: bool = False,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-            formula=formula,
-            gain=gain,
-            shift=shift,
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, output_padding
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
+        super().__init__(*sizes, groups, bias, dilation, padding_mode, device, dtype, **options)
 
     @property
     def channel_dim(self) -> int:  # type: ignore[override]  # groups decide
@@ -152,24 +126,13 @@ class _ConvTranspose(Standardized):
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""
-        output_padding = self._output_padding(
-            input,
-            output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
-            len(self.kernel_size),
-            self.dilation,
+        size = self.kernel_size
+        added = output_padding(
+            self, input, output_size, self.stride, self.padding, size, len(size), self.dilation
         )
+        weight, bias = self.standardized_weight(), self.bias
         return self.convolve(
-            input,
-            self.standardized_weight(),
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
+            input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
         )
 
 
@@ -266,16 +229,8 @@ class WSLinear(Standardized, nn.Linear):
         gain: bool = False,
         shift: bool = False,
     ):
-        super().__init__(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            formula=formula,
-            gain=gain,
-            shift=shift,
-        )
+        options: dict = {"formula": formula, "gain": gain, "shift": shift}
+        super().__init__(in_features, out_features, bias, device, dtype, **options)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """torch.nn's, with the standardized weight."""

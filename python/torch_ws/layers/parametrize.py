@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize as torch_parametrize
 
-from .._check import Module, check, check_weight
+from .._check import Module, check, check_flags, check_module, check_weight, naming
 from ..core.standardize import fan_in_of, standardize
 from ..formulas import Formula, FormulaName, resolve, spelled
-from .standardized import Standardized, regrouped
+from .standardized import TRANSPOSED, Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
@@ -108,14 +108,11 @@ def parametrize(
             module is unchanged.
         NotImplementedError: a sparse or quantized tensor.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module(module, "module")
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     formula = resolve(formula)
-    for option, flag in {"gain": gain, "shift": shift}.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{option} must be a bool, got {type(flag).__name__}")
+    check_flags(gain=gain, shift=shift)
     weight = _tensor(module, name)
     if hasattr(weight, "device_mesh") and (gain or shift):
         raise ValueError(f"{name!r} is sharded, and a new gain or shift would not be: shard later")
@@ -123,17 +120,15 @@ def parametrize(
     groups = 1
     if channel_dim is None:
         channel_dim = 0
-        if isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight":
+        if isinstance(module, TRANSPOSED) and name == "weight":
             groups = module.groups
             channel_dim = 1 if groups == 1 else 0
     parametrization = WeightStandardization(formula, channel_dim, groups)
-    try:
+    with naming(f"{name!r} of {type(module).__name__}"):
         check_weight(weight, channel_dim)
         rows = parametrization.to_rows(weight.detach().to("meta"))
         arguments = formula.arguments(fan_in_of(rows, channel_dim))
         check(rows, None, None, channel_dim, *arguments)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(f"{name!r} of {type(module).__name__}: {error}") from error
 
     options = {"dtype": weight.dtype, "device": weight.device}
     channels = rows.shape[channel_dim]

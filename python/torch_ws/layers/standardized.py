@@ -5,7 +5,7 @@ A layer's parameter `weight` stays what it is; what the layer applies is
     standardize(weight, gain, shift, formula=formula)
 
 `Standardized.standardized_weight` is that: computed there, or kept from before where nothing
-trains (cache.py), or by a provider that computes it for many layers at once (group.py, hold.py).
+trains (cache.py), or by a provider that computes it instead (training/provider.py).
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.fx import Proxy
 from typing_extensions import Self
 
+from .._check import check_flags
 from ..core.private import any_autocast
 from ..core.standardize import standardize
 from ..formulas import Formula, FormulaName, formulas, resolve, spelled
-from .cache import cacheable, cached
+from .cache import EvalCache, _Entry
 from .raw_weight import NoBaseLayer, refuse_fusion
+
+if TYPE_CHECKING:
+    from ..training.provider import Provider
+
+_EVAL_CACHE = EvalCache()
 
 
 def autocast_dtype(weight: torch.Tensor) -> torch.dtype | None:
@@ -43,6 +49,9 @@ def regrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
     (groups * inputs, outputs, ...) becomes (groups * outputs, inputs, ...).
     """
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Standardized(nn.Module):
@@ -76,8 +85,8 @@ class Standardized(nn.Module):
     base_layer = NoBaseLayer()
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
-    _provider = None  # computes for many layers at once, if it is not idle: in a pass or a block
-    _cached = None
+    _provider: Provider | None = None  # is asked first for the standardized weight
+    _cached: _Entry | None = None
     _vectors_are_parameters: bool  # gain and shift, and no property of a subclass
 
     def __init_subclass__(cls, **kwargs):
@@ -101,9 +110,7 @@ class Standardized(nn.Module):
         **kwargs: Any,
     ):
         formula = resolve(formula)
-        for name, flag in (("gain", gain), ("shift", shift)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+        check_flags(gain=gain, shift=shift)
         super().__init__(*args, **kwargs)
         self.formula = formula
         channels = getattr(self, self.channels)
@@ -136,8 +143,10 @@ class Standardized(nn.Module):
             result = self._provider.take(self, tensors, dtype)
             if result is not None:
                 return result
-        if not (self.training and tensors[0].requires_grad) and cacheable(self, tensors):
-            return cached(self, tensors, dtype)
+        if not (self.training and tensors[0].requires_grad):
+            result = _EVAL_CACHE.take(self, tensors, dtype)
+            if result is not None:
+                return result
         return self._standardize(tensors, dtype)
 
     def _is_provided_for(self):
@@ -180,8 +189,8 @@ class Standardized(nn.Module):
 
     def _fan_in(self):
         """The elements of a channel, from the parameter itself."""
-        weight = self._parameters["weight"]
-        return weight.numel() // getattr(self, self.channels) or 1  # type: ignore[union-attr]
+        weight: torch.Tensor = self._parameters["weight"]  # type: ignore[assignment]  # not None
+        return weight.numel() // getattr(self, self.channels) or 1
 
     def __setattr__(self, name, value):
         if name in ("weight", "gain", "shift"):
@@ -215,9 +224,7 @@ class Standardized(nn.Module):
         if prefix[:-1] in metadata:
             metadata[prefix[:-1]]["formula"] = dataclasses.asdict(self.formula)
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
         self.__dict__.pop("_cached", None)  # PyTorch can swap no tensor that it refers to
         saved = local_metadata.get("formula")
         if saved is not None and saved != dataclasses.asdict(self.formula):
@@ -228,18 +235,10 @@ class Standardized(nn.Module):
                 UserWarning,
                 stacklevel=2,
             )
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
         gain, own = state_dict.get(prefix + "gain"), self._parameters.get("gain")
         if gain is not None and own is not None and gain.shape == (len(own), 1, 1, 1):
-            error_msgs.append(
+            others[-1].append(  # PyTorch's error_msgs
                 f"{prefix}gain has the shape of timm's: torch_ws.checkpoints.from_timm translates "
                 "its state dicts"
             )
@@ -269,8 +268,7 @@ def eval_cache(enabled: bool, model: nn.Module | None = None) -> None:
     Raises:
         TypeError: an argument is of the wrong type.
     """
-    if not isinstance(enabled, bool):
-        raise TypeError(f"enabled must be a bool, got {type(enabled).__name__}")
+    check_flags(enabled=enabled)
     if model is None:
         Standardized.eval_cache = enabled
         return

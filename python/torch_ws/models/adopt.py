@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import warnings
 
-from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, remove_weight_norm
 
-from .._check import Module, called, check, check_weight, few
+from .._check import Module, called, check, check_module, check_weight, few, naming
+from ..core.private import loading_hooks
 from .adoptable import ATTRIBUTES, TENSORS, hooks, recognized, resembles
 from .convert import channel_rows, disable_fused
 from .convertible import inside_attention, refuse_wrapped
@@ -47,8 +47,7 @@ def adopt(model: Module) -> Module:
             one that would get a new gain and is in DistributedDataParallel or sharded already. The
             model is unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     attention = inside_attention(model)  # attention reads its layers' weights itself
     plan, left_alone = [], []
     for name, layer in model.named_modules():
@@ -76,13 +75,11 @@ def adopt(model: Module) -> Module:
 
 
 def _check(step):
-    try:
+    with naming(called(step.name, step.layer)):
         check_weight(step.weight)
         rows = channel_rows(step.layer, step.weight.detach().to("meta"))
         gain, shift = (v if v is None else v.detach().to("meta") for v in (step.gain, step.shift))
         check(rows, gain, shift, 0, *step.formula.arguments(rows.shape[1] or 1))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(f"{called(step.name, step.layer)}: {error}") from error
 
 
 def _carry_out(step):
@@ -91,13 +88,11 @@ def _carry_out(step):
         # torch cannot leave one of two originals; what it leaves is replaced below
         leave = not layer.parametrizations.weight.is_tensor
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave)
-        loading = layer._load_state_dict_pre_hooks  # weight_norm's there, for its older keys
+        loading = loading_hooks(layer)  # weight_norm's there, for its older keys
         for key in [k for k, hook in loading.items() if _is_weight_norms(hook)]:
             del loading[key]
-    elif weight_norm := hooks(layer):
-        for key in weight_norm:
-            del layer._forward_pre_hooks[key]
-        del layer.weight_g, layer.weight_v
+    elif hooks(layer):
+        remove_weight_norm(layer)
     else:
         for name in ATTRIBUTES:
             layer.__dict__.pop(name, None)

@@ -10,11 +10,12 @@ import math
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from ..core.private import WEIGHT_NORM, forward_pre_hooks
 from ..formulas import Formula, formulas
 from ..layers.modules import WSConv2d
+from ..layers.standardized import TRANSPOSED
 from .convert import CONVOLUTIONS, LINEAR
 
 
@@ -36,31 +37,21 @@ def _timm_gamma(layer):
     return short if short * fan_in**-0.5 == layer.scale else exact
 
 
-def _transformers(layer):
-    return Formula(eps=layer.eps, eps_mode="var"), None, None, layer.pad is not None
-
-
-def _mmcv(layer):
-    return Formula(eps=layer.eps, correction=1), None, None, False
-
-
-def _mmcv_aws(layer):
-    return formulas["mmcv_aws"], layer.weight_gamma, layer.weight_beta, False
-
-
-def _bit(layer):
-    return formulas["bit"], None, None, False
-
-
 TIMM = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 # A subclass of nn.Conv2d -> what reads its formula, gain, shift, and if it pads as TensorFlow
 LAYERS = {
     **{f"timm.layers.std_conv.{name}": _timm for name in TIMM},
     **{f"timm.models.layers.std_conv.{name}": _timm for name in TIMM},  # before timm 0.9
-    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": _transformers,
-    "mmcv.cnn.bricks.conv_ws.ConvWS2d": _mmcv,
-    "mmcv.cnn.bricks.conv_ws.ConvAWS2d": _mmcv_aws,
-    "bit_pytorch.models.StdConv2d": _bit,
+    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": (
+        lambda layer: (Formula(eps=layer.eps, eps_mode="var"), None, None, layer.pad is not None)
+    ),
+    "mmcv.cnn.bricks.conv_ws.ConvWS2d": (
+        lambda layer: (Formula(eps=layer.eps, correction=1), None, None, False)
+    ),
+    "mmcv.cnn.bricks.conv_ws.ConvAWS2d": (
+        lambda layer: (formulas["mmcv_aws"], layer.weight_gamma, layer.weight_beta, False)
+    ),
+    "bit_pytorch.models.StdConv2d": lambda layer: (formulas["bit"], None, None, False),
 }
 # What such a layer has beside torch.nn's attributes
 ATTRIBUTES = ("eps", "scale", "gain_init", "use_layernorm", "same_pad", "pad")
@@ -68,7 +59,6 @@ TENSORS = ("gain", "weight_gamma", "weight_beta")
 
 # On layers of torch.nn: parametrizations, and weight_norm's forward pre-hook
 COMPOSER = "composer.algorithms.weight_standardization.weight_standardization.WeightStandardizer"
-WEIGHT_NORM = "torch.nn.utils.parametrizations._WeightNorm"
 WEIGHT_NORM_HOOK = "torch.nn.utils.weight_norm.WeightNorm"
 
 
@@ -103,7 +93,7 @@ def recognized(name: str, layer: nn.Module) -> Step | None:
 
 def hooks(layer: nn.Module) -> dict:
     """weight_norm's hooks on the layer by their keys."""
-    every = layer._forward_pre_hooks.items()
+    every = forward_pre_hooks(layer).items()
     return {key: hook for key, hook in every if _name(type(hook)) == WEIGHT_NORM_HOOK}
 
 
@@ -137,7 +127,7 @@ def _of_torch_nn(name, layer):
     [one] = made_by
     if "weight" not in (lists or [one.name]):
         return None
-    transposed = isinstance(layer, _ConvTransposeNd)
+    transposed = isinstance(layer, TRANSPOSED)
     if _name(type(one)) == COMPOSER:
         step = Step(name, layer, cls, formulas["bit"], lists["weight"].original)
         return None if transposed else step

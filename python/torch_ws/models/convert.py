@@ -8,16 +8,18 @@ planned and checked before anything is changed: a conversion that fails leaves t
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .._check import Module, called, check, check_weight
-from ..formulas import Formula, FormulaName, denominator, resolve
+from .._check import Module, called, check, check_flags, check_module, check_weight, few, naming
+from ..formulas import Formula, FormulaName, resolve
 from ..layers import modules
-from ..layers.standardized import Standardized, regrouped
+from ..layers.standardized import TRANSPOSED, Standardized, regrouped
+from ..reference import denominator
 from .convertible import (
     check_layer,
     inside_attention,
@@ -26,7 +28,6 @@ from .convertible import (
     refuse_wrapped,
     skipped,
     standardization,
-    warn,
 )
 
 CONVOLUTIONS: dict[type[nn.Module], type[Standardized]] = {
@@ -46,6 +47,12 @@ FUSED: dict[type[nn.Module], str] = {
     nn.TransformerEncoder: "use_nested_tensor",
 }
 FUSED_BEFORE = "_fused_before_conversion"
+
+NORMALIZATIONS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +104,9 @@ def convert(
             if it would get new parameters; weight-standardized already in another way than is asked
             for. The model is unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     formula = resolve(formula)
-    flags = {"linear": linear, "gain": gain, "shift": shift, "preserve": preserve}
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    check_flags(linear=linear, gain=gain, shift=shift, preserve=preserve)
     classes = {**CONVOLUTIONS, **LINEAR} if linear else CONVOLUTIONS
     to_skip = skipped(model, skip, tuple(classes))
     attention = inside_attention(model)
@@ -123,7 +126,7 @@ def convert(
     refuse_other(standardizing, formula, gain, shift, preserve)
     if gain or shift or preserve:
         refuse_wrapped(model, plan)
-    warn(model, plan, left_alone, formula, linear)
+    _warn(model, plan, left_alone, formula, linear)
 
     for step in plan:
         logger.info("%s: converted", called(step.name, step.layer))
@@ -144,19 +147,67 @@ class _Step(NamedTuple):
 
 
 def _plan(name, layer, classes, formula, gain, shift, preserve):
-    try:
+    with naming(called(name, layer)):
         check_layer(layer)
         vectors = _new_parameters(layer, formula, gain, shift, preserve)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(f"{called(name, layer)}: {error}") from error
     return _Step(name, layer, classes[type(layer)], *vectors)
 
 
 def channel_rows(layer, weight):
     """The weight as one row an output channel."""
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    if isinstance(layer, TRANSPOSED):
         weight = regrouped(weight, layer.groups)
     return weight.flatten(1)
+
+
+def _warn(model, plan, left_alone, formula, linear):
+    """Before anything is changed: a warning may be an error."""
+
+    def say(text):
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+    if left_alone:
+        say(
+            f"convert left alone {few(left_alone)}: only torch.nn's own classes are converted, "
+            "and not inside nn.MultiheadAttention. Put them in skip if that is meant. "
+            "torch_ws.adopt knows layers of timm, mmcv and others; torch_ws.parametrize takes any "
+            "tensor."
+        )
+    if not plan and all(standardization(module) is None for module in model.modules()):
+        layers = "convolutions or linear layers" if linear else "convolutions (see linear=True)"
+        say(f"convert did nothing: the model has no {layers} to convert")
+    single = [
+        step.name
+        for step in plan
+        if step.shift is None
+        and formula.center
+        and step.layer.weight.numel() == getattr(step.layer, step.cls.channels)
+    ]
+    if single:
+        say(
+            f"the standardized weight of {few(single)} is 0: its channels have one element each. "
+            "Put them in skip."
+        )
+    last = [name for name in _after_normalizations(model, plan) if name not in single]
+    if last:
+        say(
+            f"no normalization follows {few(last)}: standardization takes the scale off the "
+            "output, and nothing later would have. Put them in skip, or give them a gain "
+            "(gain=True)."
+        )
+
+
+def _after_normalizations(model, plan):
+    """The converted layers without a gain registered after the model's last normalization."""
+    names: list[str] = []
+    steps = {step.layer: step for step in plan}
+    for module in model.modules():
+        named_so = "norm" in type(module).__name__.lower() and not any(module.children())
+        if isinstance(module, NORMALIZATIONS) or named_so:
+            names = []
+        elif module in steps and steps[module].gain is None:
+            names.append(steps[module].name)
+    return names
 
 
 def _new_parameters(layer, formula, gain, shift, preserve):

@@ -1,14 +1,12 @@
-"""What convert() skips, leaves alone, refuses and warns of, and in which words."""
+"""What a layer is to convert(): skipped, standardizing already, a plain one, or to be refused."""
 
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -17,8 +15,6 @@ from .._check import called, few
 from ..formulas import resolve, spelled
 from ..layers.parametrize import WeightStandardization
 from ..layers.standardized import Standardized
-
-NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def skipped(model, skip, classes):
@@ -131,53 +127,3 @@ def refuse_wrapped(model, plan):
                 f"{called(step.name, step.layer)}: is {state} already, and a new gain or shift "
                 "would not be: wrap or shard the model after this"
             )
-
-
-def warn(model, plan, left_alone, formula, linear):
-    """Before anything is changed: a warning may be an error."""
-
-    def say(text):
-        warnings.warn(text, UserWarning, stacklevel=4)
-
-    if left_alone:
-        say(
-            f"convert left alone {few(left_alone)}: only torch.nn's own classes are converted, "
-            "and not inside nn.MultiheadAttention. Put them in skip if that is meant. "
-            "torch_ws.adopt knows layers of timm, mmcv and others; torch_ws.parametrize takes any "
-            "tensor."
-        )
-    if not plan and all(standardization(module) is None for module in model.modules()):
-        layers = "convolutions or linear layers" if linear else "convolutions (see linear=True)"
-        say(f"convert did nothing: the model has no {layers} to convert")
-    single = [
-        step.name
-        for step in plan
-        if step.shift is None
-        and formula.center
-        and step.layer.weight.numel() == getattr(step.layer, step.cls.channels)
-    ]
-    if single:
-        say(
-            f"the standardized weight of {few(single)} is 0: its channels have one element each. "
-            "Put them in skip."
-        )
-    last = [name for name in _after_normalizations(model, plan) if name not in single]
-    if last:
-        say(
-            f"no normalization follows {few(last)}: standardization takes the scale off the "
-            "output, and nothing later would have. Put them in skip, or give them a gain "
-            "(gain=True)."
-        )
-
-
-def _after_normalizations(model, plan):
-    """The converted layers without a gain registered after the model's last normalization."""
-    names: list[str] = []
-    steps = {step.layer: step for step in plan}
-    for module in model.modules():
-        named_so = "norm" in type(module).__name__.lower() and not any(module.children())
-        if isinstance(module, NORMALIZATIONS) or named_so:
-            names = []
-        elif module in steps and steps[module].gain is None:
-            names.append(steps[module].name)
-    return names

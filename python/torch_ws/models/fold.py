@@ -8,7 +8,8 @@ from typing import overload
 import torch
 from torch import nn
 
-from .._check import Module, called, few
+from .._check import Module, called, check_module, few, naming
+from ..core.private import set_padding
 from ..layers.standardized import Standardized
 from .convert import CONVOLUTIONS, FUSED, FUSED_BEFORE, LINEAR
 
@@ -43,17 +44,14 @@ def fold(model: nn.Module) -> nn.Module:
             a stride where the padding depends on the input's size. The model is unchanged.
         RuntimeError: the model is grouped, or inside ``hold``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     for name, module in model.named_modules():
         if "_ws_group" in vars(module):
             raise RuntimeError(f"{called(name, module)}: is grouped: remove() group's handle first")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Standardized)}
     for name, layer in layers.items():
-        try:
+        with naming(called(name, layer)):
             _check_layer(layer)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise type(error)(f"{called(name, layer)}: {error}") from error
     _warn_of_rest(model)
 
     # a weight -> the new ones, which are several if formulas or gains differ
@@ -84,8 +82,7 @@ def _fold(layer, made_of):
             known.append(new)
     layer.weight = new
     if _strided_same(layer):
-        layer.padding = _fixed_padding(layer)
-        layer._reversed_padding_repeated_twice = [p for p in layer.padding[::-1] for _ in range(2)]
+        set_padding(layer, _fixed_padding(layer))
     layer.__class__ = PLAIN[type(layer)]
     del layer.gain, layer.shift
     for name in ("formula", "eval_cache", "_cached", "_provider"):
@@ -134,7 +131,7 @@ def _warn_of_rest(model):
     remaining = [
         called(name, module)
         for name, module in model.named_modules()
-        if type(module).__module__.split(".")[0] == __package__
+        if type(module).__module__.split(".")[0] == __package__.split(".")[0]
         and not isinstance(module, Standardized)
     ]
     if remaining:

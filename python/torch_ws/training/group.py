@@ -1,4 +1,4 @@
-"""All standardized weights of a forward pass in one launch, and their gradients in one a bucket.
+"""All standardized weights of a forward pass in one call, and their gradients in one a bucket.
 
 The root's forward computes the results, the layers take them, and at its end they are let go of. A
 bucket becomes a node of the autograd graph when the first of its layers asks, and not before:
@@ -18,18 +18,18 @@ import weakref
 import torch
 from torch import nn
 
-from ..core.autograd import needs_reference
-from ..core.private import in_backward, saved_tensors_hooks
+from .._check import check_module
+from ..core.private import in_backward, needs_reference, original_of, saved_tensors_hooks
 from ..layers.cache import cacheable
-from ..layers.standardized import autocast_dtype
-from .batch import Launch, has_kernel, launches, standardized_layers
+from ..layers.standardized import Standardized, autocast_dtype
+from .batch import Member, attach, batches, forward, has_kernel, standardized_layers
 from .subclass import subclass_of
 
 _grouped: weakref.WeakSet = weakref.WeakSet()  # the models
 
 
 def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
-    """Standardizes all weights of each forward pass of `model` in one launch.
+    """Standardizes all weights of each forward pass of `model` in one call.
 
     Results and gradients are those of the layers one by one, to the last bit. (Of a layer with
     several uses in a pass the gradients are summed before standardization's backward, not after.)
@@ -57,15 +57,14 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
             class's.
         RuntimeError: a part of the model belongs to a group already.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if bucket_mb is not None:
         if isinstance(bucket_mb, bool) or not isinstance(bucket_mb, (int, float)):
             raise TypeError(f"bucket_mb must be a number or None, got {type(bucket_mb).__name__}")
         if not bucket_mb > 0:
             raise ValueError(f"bucket_mb must be positive, got {bucket_mb}")
-    while "_orig_mod" in model._modules:  # from torch.compile
-        model = model._orig_mod
+    while (original := original_of(model)) is not None:
+        model = original
     if "forward" in model.__dict__:
         raise ValueError(
             f"model must not have its forward replaced on the instance; {type(model).__name__} has"
@@ -81,9 +80,9 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
 
 class Group:
-    """What `group` returns. Between passes also its layers' provider, an idle one."""
+    """What `group` returns. Between passes also its layers' Provider, an idle one."""
 
-    idle = True
+    idle, permanent = True, False
 
     def __init__(self, model: nn.Module, bucket_mb: float | None):
         self._model = weakref.ref(model)
@@ -159,25 +158,25 @@ class Group:
         return None
 
 
-def _members(model) -> dict:
-    """The layers that a pass can compute for, with their tensors and the dtype of the result."""
-    members: dict = {}
+def _members(model) -> dict[Standardized, Member]:
+    """The layers that a pass can compute for."""
     if not torch.compiler.is_compiling() and (
         torch.is_inference_mode_enabled() or needs_reference() or torch.jit.is_tracing()
     ):
-        return members
+        return {}
+    members = {}
     for layer in standardized_layers(model):
         tensors = layer._tensors()
         held = layer._is_provided_for() and not isinstance(layer._provider, _Pass)
         if has_kernel(tensors[0]) and not held and not cacheable(layer, tensors):
-            members[layer] = (tensors, autocast_dtype(tensors[0]))
+            members[layer] = Member(layer, tensors, autocast_dtype(tensors[0]), layer.formula)
     return members
 
 
 class _Pass:
-    """One forward pass of the model: what its layers ask instead of computing; see Standardized."""
+    """One forward pass of the model, and its layers' Provider."""
 
-    idle = False
+    idle = permanent = False
 
     def __init__(self, group: Group, members: dict, used: dict | None, limit: float | None):
         self.group = group
@@ -187,41 +186,36 @@ class _Pass:
         if not torch.compiler.is_compiling():
             self.thread = threading.get_ident()
             self.saved_hooks = saved_tensors_hooks()
-        self.places: dict = {}  # layer -> its bucket, and its place there
         # A checkpointed pass must save the same tensors when it is repeated, whatever was learned.
-        if used is None or self.saved_hooks is not None:
-            order = list(members)
-        else:
-            order = [layer for layer in used if layer in members]
-        for launch in launches([(layer, *members[layer]) for layer in order]):
-            for bucket in _buckets(launch, limit):
-                for i, (layer, _) in enumerate(bucket.members):
-                    self.places[layer] = bucket, i
+        order = members if used is None or self.saved_hooks is not None else used
+        self.places: dict = {}  # layer -> the results of its batch, and its place there
+        for batch in batches([members[layer] for layer in order if layer in members]):
+            results = _Results(batch, limit)
+            for i, member in enumerate(batch):
+                self.places[member.layer] = results, i
         for layer in members:
             layer.__dict__["_provider"] = self
         if self.thread is not None:
             group._running.add(self)
 
     def take(self, layer, tensors, dtype):
-        """The layer's result from the launch; None: the layer computes its own."""
+        """The layer's result from its batch; None: the layer computes its own."""
         member = self.members.get(layer)
-        if member is None or member[1] != dtype or not _same(member[0], tensors):
+        if member is None or member.dtype != dtype or not _same(member.tensors, tensors):
             return None
-        if torch.compiler.is_compiling():
-            place = self.places.get(layer)
-            return None if place is None else place[0].result(place[1])
-        if (
-            self.thread != threading.get_ident()
-            or needs_reference()
-            # Checkpointing computes a layer again after the pass: alone, saving other tensors.
-            or self.saved_hooks != saved_tensors_hooks()
-        ):
-            return None
-        self.used[layer] = None
-        place = self.places.get(layer)
-        if place is None or not place[0].unchanged(place[1]):
-            return None
-        return place[0].result(place[1])
+        results, i = self.places.get(layer, (None, None))
+        if not torch.compiler.is_compiling():
+            if (
+                self.thread != threading.get_ident()
+                or needs_reference()
+                # Checkpointing computes a layer again after the pass: alone, saving other tensors.
+                or self.saved_hooks != saved_tensors_hooks()
+            ):
+                return None
+            self.used[layer] = None
+            if results is not None and not results.unchanged(i):
+                return None
+        return None if results is None else results.result(i)
 
     def close(self):
         for layer in self.members:
@@ -231,55 +225,52 @@ class _Pass:
         self.group._running.discard(self)
 
 
-class _Bucket:
-    """Results that share a node of the autograd graph, made when the first of them is asked for."""
+class _Results:
+    """A batch's results. Those of a bucket, a slice of the batch, share a node of the graph."""
 
-    def __init__(self, members: list, dtype: torch.dtype | None, outs: list | None):
-        self.members = members
-        self.dtype = dtype
-        self.outs = outs
-        self.attached = False
-        if outs is None:  # a compiler orders the graph itself and looks for no place in it
-            self.outs = Launch(members, dtype).forward()
-            self.attached = True
+    def __init__(self, batch: list[Member], limit: float | None):
+        self.batch = batch
+        self.bucket_of = _buckets(batch, limit)
+        self.unattached: set = set()  # where the buckets begin that have no node yet
+        if torch.compiler.is_compiling():  # which orders the graph itself, and follows all writes
+            buckets = {bucket.start: bucket for bucket in self.bucket_of}
+            self.outs = [out for bucket in buckets.values() for out in forward(batch[bucket])]
         else:
-            self.marks = [_mark(layer, tensors) for layer, tensors in members]
+            with torch.no_grad():
+                self.outs = forward(batch)
+            self.unattached.update(bucket.start for bucket in self.bucket_of)
+            self.versions = [_versions(member) for member in batch]
 
     def unchanged(self, i):
-        return self.marks[i] == _mark(*self.members[i])
+        member = self.batch[i]
+        return member.layer.formula == member.formula and self.versions[i] == _versions(member)
 
     def result(self, i):
-        if torch.is_grad_enabled() and not self.attached:
-            self.outs = Launch(self.members, self.dtype).attach(self.outs)
-            self.attached = True
-        out = self.members[i][0]._from_rows(self.outs[i])
+        bucket = self.bucket_of[i]
+        if torch.is_grad_enabled() and bucket.start in self.unattached:
+            self.outs[bucket] = attach(self.batch[bucket], self.outs[bucket])
+            self.unattached.remove(bucket.start)
+        out = self.batch[i].layer._from_rows(self.outs[i])
         return out if torch.is_grad_enabled() else out.detach()
 
 
-def _buckets(launch: Launch, limit: float | None) -> list[_Bucket]:
-    """The launch's layers in buckets of at most `limit` bytes of weights, in their order."""
-    parts: list = []
-    filled = 0
-    for i, rows in enumerate(launch.rows):
-        size = rows.numel() * rows.element_size()
-        if not parts or (limit is not None and filled + size > limit):
-            parts.append([])
+def _buckets(batch: list[Member], limit: float | None) -> list[slice]:
+    """Each member's bucket: as many after each other as have at most `limit` bytes of weights."""
+    starts, filled = [0], 0
+    for i, member in enumerate(batch):
+        size = member.tensors[0].numel() * member.tensors[0].element_size()
+        if limit is not None and i > starts[-1] and filled + size > limit:
+            starts.append(i)
             filled = 0
-        parts[-1].append(i)
         filled += size
-    members = list(zip(launch.layers, launch.tensors, strict=True))
-    if torch.compiler.is_compiling():
-        return [_Bucket([members[i] for i in part], launch.dtype, None) for part in parts]
-    with torch.no_grad():
-        outs = launch.forward()
-    return [
-        _Bucket([members[i] for i in part], launch.dtype, [outs[i] for i in part]) for part in parts
-    ]
+    ends = [*starts[1:], len(batch)]
+    buckets = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+    return [bucket for bucket in buckets for _ in range(bucket.start, bucket.stop)]
 
 
 def _same(old, new):
     return old[0] is new[0] and old[1] is new[1] and old[2] is new[2]
 
 
-def _mark(layer, tensors):
-    return layer.formula, [t._version for t in tensors if t is not None]
+def _versions(member):
+    return [t._version for t in member.tensors if t is not None]

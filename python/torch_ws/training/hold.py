@@ -1,7 +1,7 @@
 """Gradient accumulation with one standardization: the results of a block are leaves of its graphs.
 
 Inside the block the standardized weights are tensors of their own that collect gradients. At its
-end one backward launch turns what they have collected into the gradients of the parameters. That is
+end one backward call turns what they have collected into the gradients of the parameters. That is
 the same sum, because a gradient passes through standardization linearly.
 """
 
@@ -11,17 +11,14 @@ import functools
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .._check import check_module
+from ..core.private import is_compiled
 from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
-from .batch import Launch, launches, standardized_layers
-
-_CHANGED = (
-    "{} changed inside torch_ws.hold: the standardized weights that the block used are not its "
-    "own any more. Step the optimizer, and load or write parameters, after the block. No gradient "
-    "of a standardized weight was added"
-)
+from . import batch
+from .batch import Member, batches, standardized_layers
+from .watch import CHANGED, Watch
 
 
 def hold(model: nn.Module) -> Hold:
@@ -52,23 +49,20 @@ def hold(model: nn.Module) -> Hold:
             block; or a second synchronizing pass; or a backward pass after the block through
             weights held by it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     return Hold(model)
 
 
 class _Held:
     """One layer's standardized weight during the block, in one dtype, and its gradient so far."""
 
-    def __init__(self, layer, tensors, dtype, result):
-        self.layer = layer
-        self.dtype = dtype
-        self.tensors = tensors
-        self.inputs = Inputs(layer, tensors)
+    def __init__(self, member, result):
+        self.member = member
+        self.inputs = Inputs(member.layer, member.tensors)
         self.grad = None
         self.open = True
         self.leaf = result
-        if any(t is not None and t.requires_grad for t in tensors):
+        if any(t is not None and t.requires_grad for t in member.tensors):
             self.leaf.requires_grad_().register_post_accumulate_grad_hook(self._collect)
 
     def _collect(self, leaf):
@@ -78,8 +72,8 @@ class _Held:
                 "a backward pass after the end of a torch_ws.hold block reached a weight that was "
                 "standardized in it; call backward inside the block"
             )
-        if self.grad is None:
-            self.grad = grad.to(self.tensors[0].dtype)  # a sum in bfloat16 would soon stand still
+        if self.grad is None:  # in the weight's dtype: a sum in bfloat16 would soon stand still
+            self.grad = grad.to(self.member.tensors[0].dtype)
         else:
             self.grad += grad
 
@@ -105,48 +99,47 @@ class _Gradients(torch.autograd.Function):
         return None, *ctx.take()
 
 
-def _take(launch, some):
-    """The gradients of the launch's tensors from those of its results, which are let go of."""
+def _take(some):
+    """The gradients of the layers' tensors from those of their results, which are let go of."""
     grads = [held.grad for held in some]
     for held in some:
         held.leaf = held.grad = None
-    return [gradient for triple in launch.backward(grads) for gradient in triple]
+    triples = batch.backward([held.member for held in some], grads)
+    return [gradient for triple in triples for gradient in triple]
 
 
 class Hold:
-    """What `hold` returns. Entered once."""
+    """What `hold` returns. Entered once; in the block its layers' Provider."""
 
-    idle = False
+    idle = permanent = False
 
     def __init__(self, model):
         self._model = model
-        self._layers: dict | None = None  # layer -> its (weight, gain, shift) at the beginning
+        self._entered = False
+        self._layers: dict = {}  # layer -> its (weight, gain, shift) at the beginning
         self._held: dict = {}  # (layer, dtype) -> _Held
         self._leaves: dict = {}  # dtype -> layer -> (formula, leaf), for compiled code
-        self._versions: dict = {}  # every parameter -> its version at the beginning
-        self._collected: dict = {}  # other parameters -> the gradient they collected, its version
-        self._hooks: list = []
-        self._synchronized = False
+        self._watch: Watch  # in the block
         self._providers: dict = {}  # layer -> the provider that it had, where it had one
 
     def __enter__(self):
-        if self._layers is not None:
+        if self._entered:
             raise RuntimeError("torch_ws.hold: a block can be entered once; call hold again")
         layers = standardized_layers(self._model)
         if any(layer._is_provided_for() for layer in layers):
             raise RuntimeError("torch_ws.hold: blocks of one model cannot be nested")
-        self._watch_ddp()
-        self._layers = {layer: layer._tensors() for layer in layers}
-        self._watch_parameters()
+        found = {layer: layer._tensors() for layer in layers}
+        self._watch = Watch(self._model, found.values())
+        self._layers, self._entered = found, True
         self._providers = {m: m._provider for m in layers if "_provider" in m.__dict__}
         for layer in layers:
             layer.__dict__["_provider"] = self
-        if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in self._model.modules()):
+        if any(map(is_compiled, self._model.modules())):
             self._make(layers)  # compiled code can use results, but not keep what it makes
         return self
 
     def take(self, layer, tensors, dtype):
-        """The layer's held result; None: the layer computes its own. See Standardized."""
+        """The layer's held result; None: the layer computes its own."""
         known = self._layers.get(layer)
         if known is None or any(a is not b for a, b in zip(tensors, known, strict=True)):
             return None  # a replica; or torch.func.functional_call has put other tensors there
@@ -159,37 +152,40 @@ class Hold:
         if held.inputs.are(layer, tensors):
             return held.leaf
         if not held.inputs.unchanged():
-            raise RuntimeError(_CHANGED.format(f"a parameter of {layer}"))
+            raise RuntimeError(CHANGED.format(f"a parameter of {layer}"))
         return None
 
     def _make(self, layers):
-        members = [(m, self._layers[m], autocast_dtype(self._layers[m][0])) for m in layers]
+        known = [(layer, self._layers[layer]) for layer in layers]
+        members = [Member(m, t, autocast_dtype(t[0]), m.formula) for m, t in known]
         with torch.inference_mode(False), torch.enable_grad():
-            for launch in launches(members):
+            for some in batches(members):
                 with torch.no_grad():
-                    outs = launch.forward()
-                leaves = self._leaves.setdefault(launch.dtype, {})
-                for layer, tensors, out in zip(launch.layers, launch.tensors, outs, strict=True):
-                    held = _Held(layer, tensors, launch.dtype, layer._from_rows(out))
-                    self._held[layer, launch.dtype] = held
-                    leaves[layer] = layer.formula, held.leaf
+                    outs = batch.forward(some)
+                for member, out in zip(some, outs, strict=True):
+                    layer, _, dtype, formula = member
+                    held = _Held(member, layer._from_rows(out))
+                    self._held[layer, dtype] = held
+                    self._leaves.setdefault(dtype, {})[layer] = formula, held.leaf
 
     def __exit__(self, kind, error, traceback):
         for layer in self._layers:  # as they were, which compiled code guards
             layer.__dict__.pop("_provider", None)
             if layer in self._providers:
                 layer.__dict__["_provider"] = self._providers[layer]
-        for hook in self._hooks:
-            hook.remove()
+        self._watch.remove()
         try:
             if error is None:
-                self._check_unchanged()
+                if not all(held.inputs.unchanged() for held in self._held.values()):
+                    raise RuntimeError(CHANGED.format("a parameter"))
+                self._watch.check()
                 self._leaves = {}  # or they would be there beside the gradients of both kinds
                 self._backward()
         finally:
             for held in self._held.values():
                 held.close()
-            self._held, self._leaves, self._collected = {}, {}, {}
+            self._held, self._leaves = {}, {}
+            del self._watch
 
     def _backward(self):
         by_device: dict = {}
@@ -199,74 +195,8 @@ class Hold:
         tokens = []
         for some in by_device.values():
             with torch.enable_grad():
-                launch = Launch([(held.layer, held.tensors) for held in some], None)
-                # that of the results: the layer may have another by now
-                launch.formulas = [held.inputs.formula for held in some]
-                tensors = [t for held in some for t in held.tensors]
-                tokens.append(_Gradients.apply(functools.partial(_take, launch, some), *tensors))
+                tensors = [t for held in some for t in held.member.tensors]
+                tokens.append(_Gradients.apply(functools.partial(_take, some), *tensors))
         if tokens:
             # through autograd, not into .grad: for the hooks of DistributedDataParallel and others
             torch.autograd.backward(tokens)
-
-    def _watch_parameters(self):
-        held = {id(t) for tensors in self._layers.values() for t in tensors}
-        self._hooks.append(register_optimizer_step_pre_hook(self._refuse_step))
-        # Reductions write to gradients too, and cannot be told from a user's hand.
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        for parameter in self._model.parameters():
-            if parameter.is_inference():
-                continue
-            self._versions[parameter] = parameter._version
-            if parameter.requires_grad and id(parameter) not in held and not distributed:
-                check = functools.partial(self._check_gradient, parameter)
-                self._hooks.append(parameter.register_hook(check))
-                hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)
-                self._hooks.append(hook)
-
-    def _refuse_step(self, optimizer, args, kwargs):
-        if not torch.compiler.is_compiling():  # whose step counts versions
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            if any(p in self._versions for p in parameters):
-                raise RuntimeError(_CHANGED.format("a parameter would be"))
-
-    def _check_gradient(self, parameter, _=None):
-        """Raises if what `parameter` had collected is not there as it was."""
-        grad, version = self._collected.get(parameter, (None, None))
-        if grad is not None and (parameter.grad is not grad or grad._version != version):
-            raise RuntimeError(
-                "gradients were changed inside torch_ws.hold, before those of the standardized "
-                "weights were there: unscale, clip, step and zero_grad after the block. No "
-                "gradient of a standardized weight was added"
-            )
-
-    def _note_gradient(self, parameter):
-        self._collected[parameter] = parameter.grad, parameter.grad._version
-
-    def _check_unchanged(self):
-        if any(p._version != version for p, version in self._versions.items()) or not all(
-            held.inputs.unchanged() for held in self._held.values()
-        ):
-            raise RuntimeError(_CHANGED.format("a parameter"))
-        for parameter in self._collected:
-            self._check_gradient(parameter)
-
-    def _watch_ddp(self):
-        for module in self._model.modules():
-            if not isinstance(module, nn.parallel.DistributedDataParallel):
-                continue
-            for option in ("find_unused_parameters", "static_graph"):
-                if getattr(module, option):
-                    raise ValueError(
-                        f"torch_ws.hold: DistributedDataParallel must have {option}=False, got "
-                        "True: the weights' gradients come after its backward pass"
-                    )
-            self._hooks.append(module.register_forward_pre_hook(self._check_synchronization))
-
-    def _check_synchronization(self, module, args):
-        if torch.is_grad_enabled() and module.require_backward_grad_sync:
-            if self._synchronized:
-                raise RuntimeError(
-                    "torch_ws.hold: all passes but the last must run under the no_sync() of "
-                    "DistributedDataParallel; this is the second that synchronizes"
-                )
-            self._synchronized = True

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from typing import Any
+
+from torch import nn
 
 
-def subclass_of(base: type) -> type:
+def subclass_of(base: type[nn.Module]) -> type[nn.Module]:
     """The class with its forward within a pass of the group."""
 
     def forward(self, *args, **kwargs):
@@ -22,8 +25,9 @@ def subclass_of(base: type) -> type:
         return result
 
     def __reduce_ex__(self, protocol):  # copies are of the class that the model had
-        function, arguments, state, *rest = base.__reduce_ex__(self, protocol)
-        if function is copyreg.__newobj__:
+        made: Any = base.__reduce_ex__(self, protocol)
+        function, arguments, state, *rest = made
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # there since Python 2.2
             function, arguments = _new, (base, *arguments[1:])
         if isinstance(state, dict):
             state = {name: value for name, value in state.items() if name != "_ws_group"}

@@ -1,0 +1,33 @@
+"""Who may compute a layer's standardized weight instead of the layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from ..layers.standardized import Standardized
+
+
+class Provider(Protocol):
+    """What a layer asks before it standardizes its weight, in ``Standardized.standardized_weight``.
+
+    It stands in the attribute `_provider` of the layer's ``__dict__``: one at a time, and no part
+    of copies and pickles. Providers are a group between passes and each of its passes (group.py), a
+    block of passes (hold.py), and FSDP2's gathering, whose layers find their weight standardized
+    already (distributed/gather.py). The eval cache (layers/cache.py) is asked last, for all layers.
+    """
+
+    idle: bool  # it computes nothing now: a pass or a block may take its place until that ends
+    permanent: bool  # nothing may take its place: group and hold leave its layers alone
+
+    def take(
+        self, layer: Standardized, tensors: tuple, dtype: torch.dtype | None
+    ) -> torch.Tensor | None:
+        """The layer's standardized weight; None: the provider has none, and the layer goes on.
+
+        Only what the layer itself would compute now: from these very (weight, gain, shift), with
+        nothing written to them since; by the formula that the layer has; in this dtype (None: the
+        weight's own); and with a graph if gradients are enabled and needed. Nobody writes to it.
+        """
