@@ -20,7 +20,7 @@ ARGS ?=
 OUT ?= build/gpu
 # Enough for GPUs from 8.0 on, and compiled in some three minutes; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
 NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 

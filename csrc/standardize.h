@@ -39,6 +39,15 @@ struct Formula {
   bool center;
 };
 
+// A formula as callers give it, not checked yet.
+struct Numbers {
+  double eps;
+  int64_t eps_mode;
+  int64_t correction;
+  bool center;
+  double scale;
+};
+
 // The (weight, out) element types that have a kernel. grad has out's type; grad_weight, gain, shift
 // and their gradients have the weight's. Statistics are float32, for float64 weights float64.
 enum Types : int32_t {
@@ -67,30 +76,50 @@ struct Strides {
   int64_t run;
 };
 
+// A tensor [rows, cols] of a pass. Those that a pass only reads may lie in read-only memory.
+struct Operand {
+  void* data;
+  Strides strides;
+};
+
+// The passes' arguments: what tensors a pass has is said here alone. Operands and vectors are listed
+// results first. Result number n may lie where input number n does, since a row is read before it is
+// written. A vector [rows] of the weight's type may be null.
+
 struct Forward {
+  enum : int { kOut, kWeight, kOperands };
+  enum : int { kGain, kShift, kVectors };
+  static constexpr int kResults = 1, kVectorResults = 0;
+  static constexpr bool kOfOut[kOperands] = {true, false};  // has out's type, and not the weight's
+
   Shape shape;
   Formula formula;
-  const void* weight;  // [rows, cols]
-  const void* gain;    // [rows] or null
-  const void* shift;   // [rows] or null
-  void* out;           // [rows, cols]
-  Strides weight_strides;
-  Strides out_strides;
+  Operand operands[kOperands];
+  void* vectors[kVectors];
 };
 
 struct Backward {
+  enum : int { kGradWeight, kWeight, kGrad, kOperands };
+  enum : int { kGradGain, kGradShift, kGain, kVectors };
+  static constexpr int kResults = 1, kVectorResults = 2;
+  static constexpr bool kOfOut[kOperands] = {false, false, true};
+
   Shape shape;
   Formula formula;
-  const void* grad;    // [rows, cols], of out
-  const void* weight;  // [rows, cols]
-  const void* gain;    // [rows] or null
-  void* grad_weight;   // [rows, cols]
-  void* grad_gain;     // [rows] or null
-  void* grad_shift;    // [rows] or null
-  Strides grad_strides;
-  Strides weight_strides;
-  Strides grad_weight_strides;
+  Operand operands[kOperands];
+  void* vectors[kVectors];
 };
+
+template <class Args>
+constexpr int kInputs = Args::kOperands - Args::kResults;
+
+// The bytes of an element, of a weight and of its out.
+constexpr int kElementBytes[kTypesCount][2] = {{8, 8}, {4, 4}, {2, 2}, {2, 2}, {4, 2}, {4, 2}};
+
+template <class Args>
+constexpr int bytes_of(Types types, int operand) {
+  return kElementBytes[types][Args::kOfOut[operand]];
+}
 
 // One weight of a call that takes many.
 template <class Args>  // Forward or Backward

@@ -6,13 +6,13 @@
 namespace ws {
 
 // Rows [begin, end) of a weight whose rows are dense (shape.run == shape.cols).
-using ForwardRows = void (*)(const Forward&, int64_t begin, int64_t end);
-using BackwardRows = void (*)(const Backward&, int64_t begin, int64_t end);
+template <class Args>
+using RowsKernel = void (*)(const Args&, int64_t begin, int64_t end);
 
 struct CpuKernels {
   const char* name;  // as cpu_capability() reports it
-  ForwardRows forward[kTypesCount];
-  BackwardRows backward[kTypesCount];
+  RowsKernel<Forward> forward[kTypesCount];
+  RowsKernel<Backward> backward[kTypesCount];
 };
 
 extern const CpuKernels kKernelsDefault;

@@ -21,16 +21,7 @@ constexpr int64_t kBytesPerThread = 64 * 1024;
 constexpr int64_t kBytesPerRow = 512;
 constexpr int64_t kBytesGathered = 256;
 
-struct ElementSizes {
-  int64_t weight, out;
-};
-constexpr ElementSizes kSizes[kTypesCount] = {{8, 8}, {4, 4}, {2, 2}, {2, 2}, {4, 2}, {4, 2}};
-
-char* at(const void* base, int64_t elements, int64_t size) {
-  return const_cast<char*>(static_cast<const char*>(base)) + elements * size;
-}
-
-// Rows [row, row + rows) of a strided tensor, between memory and a dense buffer [rows, cols].
+// Rows [row, row + rows) of a tensor, between memory and a dense buffer [rows, cols].
 template <class T, bool kGather>
 void move_rows(T* memory, T* buffer, const Shape& shape, const Strides& strides, int64_t row,
                int64_t rows) {
@@ -45,68 +36,51 @@ void move_rows(T* memory, T* buffer, const Shape& shape, const Strides& strides,
 }
 
 template <bool kGather>
-void move_rows(int64_t size, const void* memory, char* buffer, const Shape& shape,
-               const Strides& strides, int64_t row, int64_t rows) {
-  auto move = [&](auto* typed) {
-    using T = std::remove_reference_t<decltype(*typed)>;
-    move_rows<T, kGather>(static_cast<T*>(const_cast<void*>(memory)), typed, shape, strides, row,
-                          rows);
+void move_rows(int bytes, const Operand& tensor, void* buffer, const Shape& shape, int64_t row,
+               int64_t rows) {
+  const auto move = [&](auto element) {
+    using T = decltype(element);
+    move_rows<T, kGather>(static_cast<T*>(tensor.data), static_cast<T*>(buffer), shape,
+                          tensor.strides, row, rows);
   };
-  if (size == 8) move(reinterpret_cast<uint64_t*>(buffer));
-  if (size == 4) move(reinterpret_cast<uint32_t*>(buffer));
-  if (size == 2) move(reinterpret_cast<uint16_t*>(buffer));
+  if (bytes == 8) move(uint64_t());
+  if (bytes == 4) move(uint32_t());
+  if (bytes == 2) move(uint16_t());
 }
 
-// A dense piece of `rows` rows, for buffers.
-void make_dense(Shape& shape, int64_t rows) { shape = {rows, shape.cols, shape.cols}; }
-
-// How many rows to gather: so many that their runs, side by side in memory, fill some cache lines.
-int64_t rows_at_a_time(const Shape& shape, const ElementSizes& sizes) {
-  return std::max<int64_t>(1, kBytesGathered / (shape.run * sizes.weight));
-}
-
-void gathered_forward(ForwardRows kernel, const ElementSizes& sizes, const Forward& args,
-                      int64_t begin, int64_t end) {
-  const int64_t cols = args.shape.cols, step = rows_at_a_time(args.shape, sizes);
-  std::unique_ptr<char[]> weight(new char[step * cols * sizes.weight]);
-  std::unique_ptr<char[]> out(new char[step * cols * sizes.out]);
-  Forward piece = args;
-  piece.weight = weight.get();
-  piece.out = out.get();
-  piece.weight_strides = piece.out_strides = {cols, cols};
-  for (int64_t row = begin; row < end; row += step) {
-    const int64_t rows = std::min(step, end - row);
-    make_dense(piece.shape, rows);
-    if (args.gain) piece.gain = at(args.gain, row, sizes.weight);
-    if (args.shift) piece.shift = at(args.shift, row, sizes.weight);
-    move_rows<true>(sizes.weight, args.weight, weight.get(), args.shape, args.weight_strides, row,
-                    rows);
-    kernel(piece, 0, rows);
-    move_rows<false>(sizes.out, args.out, out.get(), args.shape, args.out_strides, row, rows);
+// As many rows at a time as fill some cache lines with their runs, side by side in memory.
+template <class Args>
+void run_gathered(RowsKernel<Args> kernel, const Work<Args>& work, int64_t begin, int64_t end) {
+  const Args& args = *work.args;
+  const int64_t cols = args.shape.cols, weight_bytes = kElementBytes[work.types][0];
+  const int64_t step = std::max<int64_t>(1, kBytesGathered / (args.shape.run * weight_bytes));
+  std::unique_ptr<char[]> buffers[Args::kOperands];
+  Args piece = args;
+  for (int i = Args::kOperands - 1; i >= 0; --i) {
+    const int bytes = bytes_of<Args>(work.types, i), input = i + Args::kResults;
+    // a result may overwrite the input of its number
+    const bool shared =
+        i < Args::kResults && i < kInputs<Args> && bytes == bytes_of<Args>(work.types, input);
+    if (!shared) buffers[i].reset(new char[step * cols * bytes]);
+    piece.operands[i] = {shared ? piece.operands[input].data : buffers[i].get(), {cols, cols}};
   }
-}
-
-void gathered_backward(BackwardRows kernel, const ElementSizes& sizes, const Backward& args,
-                       int64_t begin, int64_t end) {
-  const int64_t cols = args.shape.cols, step = rows_at_a_time(args.shape, sizes);
-  std::unique_ptr<char[]> grad(new char[step * cols * sizes.out]);
-  std::unique_ptr<char[]> weight(new char[step * cols * sizes.weight]);
-  Backward piece = args;
-  piece.grad = grad.get();
-  piece.weight = piece.grad_weight = weight.get();  // the result may overwrite its row's weight
-  piece.grad_strides = piece.weight_strides = piece.grad_weight_strides = {cols, cols};
   for (int64_t row = begin; row < end; row += step) {
     const int64_t rows = std::min(step, end - row);
-    make_dense(piece.shape, rows);
-    if (args.gain) piece.gain = at(args.gain, row, sizes.weight);
-    if (args.grad_gain) piece.grad_gain = at(args.grad_gain, row, sizes.weight);
-    if (args.grad_shift) piece.grad_shift = at(args.grad_shift, row, sizes.weight);
-    move_rows<true>(sizes.out, args.grad, grad.get(), args.shape, args.grad_strides, row, rows);
-    move_rows<true>(sizes.weight, args.weight, weight.get(), args.shape, args.weight_strides, row,
-                    rows);
+    piece.shape = {rows, cols, cols};
+    for (int i = 0; i < Args::kVectors; ++i) {
+      if (args.vectors[i]) {
+        piece.vectors[i] = static_cast<char*>(args.vectors[i]) + row * weight_bytes;
+      }
+    }
+    for (int i = Args::kResults; i < Args::kOperands; ++i) {
+      move_rows<true>(bytes_of<Args>(work.types, i), args.operands[i], piece.operands[i].data,
+                      args.shape, row, rows);
+    }
     kernel(piece, 0, rows);
-    move_rows<false>(sizes.weight, args.grad_weight, weight.get(), args.shape,
-                     args.grad_weight_strides, row, rows);
+    for (int i = 0; i < Args::kResults; ++i) {
+      move_rows<false>(bytes_of<Args>(work.types, i), args.operands[i], piece.operands[i].data,
+                       args.shape, row, rows);
+    }
   }
 }
 
@@ -114,10 +88,11 @@ void gathered_backward(BackwardRows kernel, const ElementSizes& sizes, const Bac
 // worth. The weights lie end to end on a line as long as their costs; a thread gets a piece of it,
 // and the rows that start there.
 template <class Args, class Run>
-void split_rows(const Work<Args>* work, int64_t count, int64_t (*bytes_per_element)(Types),
-                Run run) {
-  const auto cost_of_row = [&](const Work<Args>& w) {
-    return kBytesPerRow + w.args->shape.cols * bytes_per_element(w.types);
+void split_rows(const Work<Args>* work, int64_t count, Run run) {
+  const auto cost_of_row = [](const Work<Args>& w) {
+    int64_t bytes = 0;
+    for (int i = 0; i < Args::kOperands; ++i) bytes += bytes_of<Args>(w.types, i);
+    return kBytesPerRow + w.args->shape.cols * bytes;
   };
   int64_t length = 0;
   for (int64_t i = 0; i < count; ++i) length += work[i].args->shape.rows * cost_of_row(work[i]);
@@ -135,34 +110,29 @@ void split_rows(const Work<Args>* work, int64_t count, int64_t (*bytes_per_eleme
   });
 }
 
-bool is_dense(const Shape& shape) { return shape.run == shape.cols; }
+RowsKernel<Forward> kernel_of(const CpuKernels& kernels, const Work<Forward>& work) {
+  return kernels.forward[work.types];
+}
+RowsKernel<Backward> kernel_of(const CpuKernels& kernels, const Work<Backward>& work) {
+  return kernels.backward[work.types];
+}
 
 }  // namespace
 
-void run_forward(const Work<Forward>* work, int64_t count) {
+template <class Args>
+void run_on_cpu(const Work<Args>* work, int64_t count, int32_t) {
   const CpuKernels& kernels = cpu_kernels();
-  const auto bytes = [](Types types) { return kSizes[types].weight + kSizes[types].out; };
-  split_rows(work, count, bytes, [&](const Work<Forward>& w, int64_t begin, int64_t end) {
-    const ForwardRows kernel = kernels.forward[w.types];
-    if (is_dense(w.args->shape)) {
+  split_rows(work, count, [&](const Work<Args>& w, int64_t begin, int64_t end) {
+    const RowsKernel<Args> kernel = kernel_of(kernels, w);
+    if (w.args->shape.run == w.args->shape.cols) {
       kernel(*w.args, begin, end);
     } else {
-      gathered_forward(kernel, kSizes[w.types], *w.args, begin, end);
+      run_gathered(kernel, w, begin, end);
     }
   });
 }
 
-void run_backward(const Work<Backward>* work, int64_t count) {
-  const CpuKernels& kernels = cpu_kernels();
-  const auto bytes = [](Types types) { return 2 * kSizes[types].weight + kSizes[types].out; };
-  split_rows(work, count, bytes, [&](const Work<Backward>& w, int64_t begin, int64_t end) {
-    const BackwardRows kernel = kernels.backward[w.types];
-    if (is_dense(w.args->shape)) {
-      kernel(*w.args, begin, end);
-    } else {
-      gathered_backward(kernel, kSizes[w.types], *w.args, begin, end);
-    }
-  });
-}
+template WS_API void run_on_cpu(const Work<Forward>*, int64_t, int32_t);
+template WS_API void run_on_cpu(const Work<Backward>*, int64_t, int32_t);
 
 }  // namespace ws

@@ -6,7 +6,8 @@
 
 namespace ws {
 
-WS_API void run_forward(const Work<Forward>* work, int64_t count);
-WS_API void run_backward(const Work<Backward>* work, int64_t count);
+// For Forward and Backward. `device` is there for the form of all devices' functions (torch/host.h).
+template <class Args>
+void run_on_cpu(const Work<Args>* work, int64_t count, int32_t device = -1);
 
 }  // namespace ws

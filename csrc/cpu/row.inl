@@ -13,13 +13,14 @@
 namespace ws {
 namespace {
 
+// The types that rows of T are computed in.
 template <class T>
-struct Accumulator {
+struct Arithmetic {
   using Scalar = float;
   using Vector = Float;
 };
 template <>
-struct Accumulator<double> {
+struct Arithmetic<double> {
   using Scalar = double;
   using Vector = Double;
 };
@@ -111,10 +112,16 @@ void for_row(int64_t cols, Each each) {
   if (i < cols) each(Tail{i, static_cast<int>(cols - i)});
 }
 
-// One value a row: gain, shift and their gradients.
+// A row's elements [cols].
 template <class T>
-auto value_at(const void* values, int64_t i) {
-  return load_first(static_cast<const T*>(values) + i, 1)[0];
+T* row_at(const Operand& tensor, int64_t row) {
+  return static_cast<T*>(tensor.data) + row * tensor.strides.row;
+}
+
+// One value a row: gain, shift and their gradients. Without values, each is `otherwise`.
+template <class T, class A>
+A value_at(const void* values, int64_t i, A otherwise) {
+  return values ? load_first(static_cast<const T*>(values) + i, 1)[0] : otherwise;
 }
 
 template <class T, class V>
@@ -123,11 +130,11 @@ void set_value(void* values, int64_t i, V value) {
 }
 
 // The elements of a row, and of the quarter whose mean is its centre.
-struct Columns {
+struct RowLength {
   int64_t count, quarter;
   double inverse, inverse_quarter;
 
-  explicit Columns(int64_t count)
+  explicit RowLength(int64_t count)
       : count(count),
         quarter((count + 3) / 4),
         inverse(1.0 / count),
@@ -136,12 +143,12 @@ struct Columns {
 
 // A row in memory, which loads times 2^exponent if kScaled.
 template <class T, class A, bool kScaled>
-struct Row {
+struct ScaledRow {
   const T* data;  // [cols]
   Scale<A, kScaled> scale;
 
-  Row(const void* tensor, int64_t start, int exponent)
-      : data(static_cast<const T*>(tensor) + start), scale(exponent) {}
+  ScaledRow(const Operand& tensor, int64_t row, int exponent)
+      : data(row_at<const T>(tensor, row)), scale(exponent) {}
 
   template <class At>
   auto load(At at) const {
@@ -151,7 +158,7 @@ struct Row {
 
 // The mean of the first quarter of a row.
 template <class V, class T, class A, bool kScaled>
-A center_of(const Row<T, A, kScaled>& row, const Columns& cols) {
+A center_of(const ScaledRow<T, A, kScaled>& row, const RowLength& cols) {
   const A pivot = row.load(Tail{0, 1})[0];
   double total[1] = {};
   sum_row<V>(cols.quarter, total, [&](auto at, V* sums) {  //
@@ -162,7 +169,8 @@ A center_of(const Row<T, A, kScaled>& row, const Columns& cols) {
 
 // Whether all values of the row are one, of which sums about their mean are exactly 0.
 template <class V, class T, class A, bool kScaled>
-__attribute__((noinline)) bool is_constant(const Row<T, A, kScaled>& row, const Columns& cols) {
+__attribute__((noinline)) bool is_constant(const ScaledRow<T, A, kScaled>& row,
+                                           const RowLength& cols) {
   const A pivot = row.load(Tail{0, 1})[0];
   auto differs = V{} != V{};             // no lane
   for_row<V>(cols.count, [&](auto at) {  //
@@ -175,8 +183,8 @@ __attribute__((noinline)) bool is_constant(const Row<T, A, kScaled>& row, const 
 }
 
 template <class V, class T>
-Magnitude magnitude_of(const void* tensor, int64_t start, int64_t cols) {
-  const T* row = static_cast<const T*>(tensor) + start;
+Magnitude magnitude_of(const Operand& tensor, int64_t number, int64_t cols) {
+  const T* row = row_at<const T>(tensor, number);
   const auto pivot = load_first(row, 1)[0];
   auto largest = pivot - pivot, spread = largest;
   V not_finite{};  // 0, or NaN

@@ -29,12 +29,12 @@ namespace {
 // ordinary, nothing is written and the result is false. A constant row has the sums of none that is,
 // and is right as it is.
 template <class W, class Y, bool kScaled>
-bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t next,
+bool forward_row(const Forward& a, const RowLength& cols, int64_t row, int64_t next,
                  const Formula& formula, int exponent) {
-  using A = typename Accumulator<W>::Scalar;
-  using V = typename Accumulator<W>::Vector;
-  const Row<W, A, kScaled> w(a.weight, row * a.weight_strides.row, exponent);
-  Y* out = static_cast<Y*>(a.out) + row * a.out_strides.row;  // [cols]
+  using A = typename Arithmetic<W>::Scalar;
+  using V = typename Arithmetic<W>::Vector;
+  const ScaledRow<W, A, kScaled> w(a.operands[a.kWeight], row, exponent);
+  Y* out = row_at<Y>(a.operands[a.kOut], row);
   A m = 0, r = 0;
   if (formula.center) m = center_of<V>(w, cols);
   double centered[2] = {};
@@ -47,7 +47,7 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
   const A var = variance_of(static_cast<A>(centered[1]), r, cols.count, formula);
   const Channel<A> channel = channel_of(var, formula);
   const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
-  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Normalized<A, kScaled> gain(value_at<W>(a.vectors[a.kGain], row, A(1)));
   const Scale<A, kScaled> up(s.exponent + gain.exponent);
   const A factor = s.m * gain.m;
   if (!kScaled && !(is_ordinary(var) & is_ordinary(factor, gain.m)) &&
@@ -55,9 +55,9 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
         is_constant<V>(w, cols))) {
     return false;
   }
-  const A shift = a.shift ? value_at<W>(a.shift, row) : A(0);
+  const A shift = value_at<W>(a.vectors[a.kShift], row, A(0));
   const A offset = (kScaled ? A(0) : shift) - r * factor;
-  const W* ahead = static_cast<const W*>(a.weight) + next * a.weight_strides.row;
+  const W* ahead = row_at<const W>(a.operands[a.kWeight], next);
   for_row<V>(cols.count, [&](auto at) {
     // Memory would rest during this pass. Into L2: the next row may not fit beside this one in L1.
     __builtin_prefetch(ahead + at.i, /*write=*/0, /*locality=*/2);
@@ -69,18 +69,18 @@ bool forward_row(const Forward& a, const Columns& cols, int64_t row, int64_t nex
 }
 
 template <class W, class Y>
-__attribute__((noinline)) void scaled_forward_row(const Forward& a, const Columns& cols,
+__attribute__((noinline)) void scaled_forward_row(const Forward& a, const RowLength& cols,
                                                   int64_t row, int64_t next) {
-  using A = typename Accumulator<W>::Scalar;
-  using V = typename Accumulator<W>::Vector;
-  const auto w = magnitude_of<V, W>(a.weight, row * a.weight_strides.row, cols.count);
+  using A = typename Arithmetic<W>::Scalar;
+  using V = typename Arithmetic<W>::Vector;
+  const auto w = magnitude_of<V, W>(a.operands[a.kWeight], row, cols.count);
   const int exponent = weight_exponent<A>(w, a.formula);
   forward_row<W, Y, true>(a, cols, row, next, scaled(a.formula, exponent), exponent);
 }
 
 template <class W, class Y>
 void forward_rows(const Forward& a, int64_t begin, int64_t end) {
-  const Columns cols(a.shape.cols);
+  const RowLength cols(a.shape.cols);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t next = row + 1 < end ? row + 1 : row;
     if (!forward_row<W, Y, false>(a, cols, row, next, a.formula, 0)) {
@@ -96,13 +96,13 @@ constexpr int64_t kStreamedBytes = 4 << 20;
 
 // As forward_row; w and g have exponents of their own.
 template <class W, class Y, bool kScaled>
-bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool large,
+bool backward_row(const Backward& a, const RowLength& cols, int64_t row, bool large,
                   const Formula& formula, int exponent, int exponent_g) {
-  using A = typename Accumulator<W>::Scalar;
-  using V = typename Accumulator<W>::Vector;
-  const Row<Y, A, kScaled> g(a.grad, row * a.grad_strides.row, exponent_g);
-  const Row<W, A, kScaled> w(a.weight, row * a.weight_strides.row, exponent);
-  W* grad_weight = static_cast<W*>(a.grad_weight) + row * a.grad_weight_strides.row;  // [cols]
+  using A = typename Arithmetic<W>::Scalar;
+  using V = typename Arithmetic<W>::Vector;
+  const ScaledRow<Y, A, kScaled> g(a.operands[a.kGrad], row, exponent_g);
+  const ScaledRow<W, A, kScaled> w(a.operands[a.kWeight], row, exponent);
+  W* grad_weight = row_at<W>(a.operands[a.kGradWeight], row);
   A m = 0, r = 0, mg = 0, rg = 0;
   if (formula.center) {
     m = center_of<V>(w, cols);
@@ -125,7 +125,7 @@ bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool larg
   const A dot = static_cast<A>(centered[3]) - static_cast<A>(cols.count) * r * rg;
   Channel<A> channel = channel_of(var, formula);
   const Normalized<A, kScaled> s(channel.s, kScaled ? scale_exponent(a.formula) : 0);
-  const Normalized<A, kScaled> gain(a.gain ? value_at<W>(a.gain, row) : A(1));
+  const Normalized<A, kScaled> gain(value_at<W>(a.vectors[a.kGain], row, A(1)));
   const Scale<A, kScaled> up(s.exponent + gain.exponent + exponent - exponent_g);
   channel.s = s.m;
   const A factor_g = channel.s * gain.m;
@@ -147,32 +147,32 @@ bool backward_row(const Backward& a, const Columns& cols, int64_t row, bool larg
       at.store(grad_weight, result);
     }
   });
-  if (a.grad_gain) {
+  if (a.vectors[a.kGradGain]) {
     const Scale<A, kScaled> up_gain(s.exponent - exponent_g);
-    set_value<W>(a.grad_gain, row, V{} + up_gain(channel.s * dot));
+    set_value<W>(a.vectors[a.kGradGain], row, V{} + up_gain(channel.s * dot));
   }
-  if (a.grad_shift) {
+  if (a.vectors[a.kGradShift]) {
     const double sum_g = static_cast<double>(mg) * cols.count + centered[2];
     const Scale<A, kScaled> up_shift(-exponent_g);
-    set_value<W>(a.grad_shift, row, V{} + up_shift(static_cast<A>(sum_g)));
+    set_value<W>(a.vectors[a.kGradShift], row, V{} + up_shift(static_cast<A>(sum_g)));
   }
   return true;
 }
 
 template <class W, class Y>
-__attribute__((noinline)) void scaled_backward_row(const Backward& a, const Columns& cols,
+__attribute__((noinline)) void scaled_backward_row(const Backward& a, const RowLength& cols,
                                                    int64_t row, bool large) {
-  using A = typename Accumulator<W>::Scalar;
-  using V = typename Accumulator<W>::Vector;
-  const auto w = magnitude_of<V, W>(a.weight, row * a.weight_strides.row, cols.count);
-  const auto g = magnitude_of<V, Y>(a.grad, row * a.grad_strides.row, cols.count);
+  using A = typename Arithmetic<W>::Scalar;
+  using V = typename Arithmetic<W>::Vector;
+  const auto w = magnitude_of<V, W>(a.operands[a.kWeight], row, cols.count);
+  const auto g = magnitude_of<V, Y>(a.operands[a.kGrad], row, cols.count);
   const int exponent = weight_exponent<A>(w, a.formula), exponent_g = grad_exponent<A>(g);
   backward_row<W, Y, true>(a, cols, row, large, scaled(a.formula, exponent), exponent, exponent_g);
 }
 
 template <class W, class Y>
 void backward_rows(const Backward& a, int64_t begin, int64_t end) {
-  const Columns cols(a.shape.cols);
+  const RowLength cols(a.shape.cols);
   const bool large = a.shape.rows * cols.count * static_cast<int64_t>(sizeof(W)) >= kStreamedBytes;
   for (int64_t row = begin; row < end; ++row) {
     if (!backward_row<W, Y, false>(a, cols, row, large, a.formula, 0, 0)) {
@@ -185,15 +185,11 @@ void backward_rows(const Backward& a, int64_t begin, int64_t end) {
 }  // namespace
 
 // The table that the including file exports under its own name.
-#define WS_CPU_KERNELS(NAME)                                                                  \
-  {                                                                                           \
-      NAME,                                                                                   \
-      {forward_rows<double, double>, forward_rows<float, float>, forward_rows<Half, Half>,    \
-       forward_rows<BFloat16, BFloat16>, forward_rows<float, Half>,                           \
-       forward_rows<float, BFloat16>},                                                        \
-      {backward_rows<double, double>, backward_rows<float, float>, backward_rows<Half, Half>, \
-       backward_rows<BFloat16, BFloat16>, backward_rows<float, Half>,                         \
-       backward_rows<float, BFloat16>},                                                       \
+#define WS_BY_TYPES(ROWS)                                                  \
+  {                                                                        \
+      ROWS<double, double>,     ROWS<float, float>, ROWS<Half, Half>,      \
+      ROWS<BFloat16, BFloat16>, ROWS<float, Half>,  ROWS<float, BFloat16>, \
   }
+#define WS_CPU_KERNELS(NAME) {NAME, WS_BY_TYPES(forward_rows), WS_BY_TYPES(backward_rows)}
 
 }  // namespace ws

@@ -15,41 +15,40 @@ aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 namespace ws {
 namespace {
 
-class Cuda {
- public:
-  explicit Cuda(const Tensor& weight) : weight_(weight) {}
-
-  void run(const Work<Forward>* work, int64_t count) const { run(ws_cuda_forward, work, count); }
-  void run(const Work<Backward>* work, int64_t count) const { run(ws_cuda_backward, work, count); }
-
- private:
-  template <class Run, class Args>
-  void run(Run run, const Work<Args>* work, int64_t count) const {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "ws: this PyTorch has no CUDA");
-    const int32_t device = weight_.get_device_index();
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    Tensor workspace = weight_;
-    const auto allocate = [](void* context, int64_t bytes) {
-      auto& workspace = *static_cast<Tensor*>(context);
-      workspace = torch::stable::new_empty(workspace, {bytes}, ScalarType::Byte);
-      return workspace.mutable_data_ptr();
-    };
-    const int code = run(work, count, device, stream, allocate, &workspace);
-    STD_TORCH_CHECK(code == 0, "ws: CUDA error: ", ws_cuda_error(code));
-  }
-
-  Tensor weight_;
+struct Workspace {
+  int32_t device;
+  std::optional<Tensor> memory;
 };
 
+void* allocate(void* context, int64_t bytes) {
+  auto& workspace = *static_cast<Workspace*>(context);
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(),
+                                                  aoti_torch_device_type_cuda(), workspace.device,
+                                                  &handle));
+  workspace.memory = Tensor(handle);
+  return workspace.memory->mutable_data_ptr();
+}
+
+template <class Args>
+void run_on_cuda(const Work<Args>* work, int64_t count, int32_t device) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "ws: this PyTorch has no CUDA");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  Workspace workspace{device, {}};
+  const int code = ws_cuda.pass<Args>().run(work, count, device, stream, allocate, &workspace);
+  STD_TORCH_CHECK(code == 0, "ws: CUDA error: ", ws_cuda.error(code));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ws, CUDA, m) {
-  m.impl("standardize", TORCH_BOX(&forward<Cuda>));
-  m.impl("forward", TORCH_BOX(&forward<Cuda>));
-  m.impl("backward", TORCH_BOX(&backward<Cuda>));
-  m.impl("backward_affine", TORCH_BOX(&backward_affine<Cuda>));
-  m.impl("standardize_many", TORCH_BOX(&forward_many<Cuda>));
-  m.impl("forward_many", TORCH_BOX(&forward_many<Cuda>));
-  m.impl("backward_many", TORCH_BOX(&backward_many<Cuda>));
+  m.impl("standardize", TORCH_BOX(&forward<run_on_cuda>));
+  m.impl("forward", TORCH_BOX(&forward<run_on_cuda>));
+  m.impl("backward", TORCH_BOX(&backward<run_on_cuda>));
+  m.impl("backward_affine", TORCH_BOX(&backward_affine<run_on_cuda>));
+  m.impl("standardize_many", TORCH_BOX(&forward_many<run_on_cuda>));
+  m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cuda>));
+  m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cuda>));
 }
 
 }  // namespace

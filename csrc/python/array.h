@@ -93,11 +93,15 @@ class Array {
       throw py::value_error(name_ + " must be contiguous, of shape (" + std::to_string(rows) +
                             ",), got " + shape());
     }
+    require_same_dtype(weight);
+    require_same_device(weight);
+  }
+
+  void require_same_dtype(const Array& weight) const {
     if (dtype() != weight.dtype()) {
       throw py::value_error(name_ + " must have the weight's dtype " + weight.dtype() + ", got " +
                             dtype());
     }
-    require_same_device(weight);
   }
 
  private:

@@ -7,7 +7,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cfloat>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,18 +25,10 @@ std::unique_ptr<Array> optional_array(const char* name, const py::object& object
   return object.is_none() ? nullptr : std::make_unique<Array>(name, object, stream);
 }
 
-void require_writable(std::initializer_list<const Array*> results) {
-  for (const Array* result : results) {
-    if (result != nullptr) result->require_writable();
-  }
-}
-
-void* data_or_null(const std::unique_ptr<Array>& array) { return array ? array->data() : nullptr; }
-
 // By Element.
 const char* const kElementNames[] = {"float64", "float32", "float16", "bfloat16"};
 
-Types types_of(Element weight, Element out, const std::string& out_name = "out") {
+Types types_of(Element weight, Element out, const std::string& out_name) {
   if (weight == out) return static_cast<Types>(weight);
   if (weight == Element::kF32 && out == Element::kF16) return kF32ToF16;
   if (weight == Element::kF32 && out == Element::kBF16) return kF32ToBF16;
@@ -63,8 +54,8 @@ int64_t checked_channel_dim(const Array& weight, int64_t channel_dim) {
 
 std::string number_text(double number) { return py::cast<std::string>(py::str(py::cast(number))); }
 
-Formula checked_formula(const Array& weight, int64_t channel_dim, double eps, int64_t eps_mode,
-                        int64_t correction, bool center, double scale) {
+Formula checked_formula(const Array& weight, int64_t channel_dim, const Numbers& numbers) {
+  const auto& [eps, eps_mode, correction, center, scale] = numbers;
   if (eps_mode < 0 || eps_mode > 2) {
     throw py::value_error("eps_mode must be 0 \"std\", 1 \"var\" or 2 \"clamp\", got " +
                           std::to_string(eps_mode));
@@ -92,16 +83,28 @@ void require_supported_device(const Array& weight) {
   }
 }
 
-void check_launch(int code) {
-  if (code != 0) throw std::runtime_error(CudaLibrary::get().error(code));
-}
-
 Element element_named(const char* argument, const std::string& name) {
   for (int i = 0; i < 4; ++i) {
     if (name == kElementNames[i]) return static_cast<Element>(i);
   }
   throw py::value_error(std::string(argument) +
                         " must be float64, float32, float16 or bfloat16, got " + name);
+}
+
+template <class Args>
+py::dict describe_plan(int64_t rows, int64_t cols, Types types) {
+  Args args{};
+  args.shape = {rows, cols, cols};
+  for (Operand& operand : args.operands) operand.strides = {cols, cols};
+  const Plan plan = cuda_api().pass<Args>().plan(args, types);
+  const char* const accesses[] = {"vector", "flat", "scalar"};
+  using namespace pybind11::literals;
+  return py::dict("name"_a = plan.tier.name,
+                  "access"_a = accesses[static_cast<int>(plan.tier.access)],
+                  "max_cols"_a = plan.tier.max_cols(), "team"_a = plan.tier.team,
+                  "elements"_a = plan.tier.elements, "team_rows"_a = plan.tier.team_rows,
+                  "vector"_a = plan.vec, "threads"_a = plan.tier.threads(), "rows"_a = plan.rows,
+                  "chunks"_a = plan.chunks, "blocks"_a = plan.blocks);
 }
 
 // What would be launched for a dense, aligned weight [rows, cols].
@@ -112,27 +115,9 @@ py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
     throw py::value_error("direction must be forward or backward, got " + direction);
   }
   const Element from = element_named("weight", weight);
-  const Types types = types_of(from, out.empty() ? from : element_named("out", out));
-  const Shape shape{rows, cols, cols};
-  const Strides dense{cols, cols};
-  Plan plan;
-  if (direction == "forward") {
-    Forward args{};
-    args.shape = shape;
-    args.weight_strides = args.out_strides = dense;
-    plan = CudaLibrary::get().forward_plan(&args, types);
-  } else {
-    Backward args{};
-    args.shape = shape;
-    args.grad_strides = args.weight_strides = args.grad_weight_strides = dense;
-    plan = CudaLibrary::get().backward_plan(&args, types);
-  }
-  using namespace pybind11::literals;
-  return py::dict("name"_a = plan.name, "access"_a = plan.access, "max_cols"_a = plan.max_cols,
-                  "team"_a = plan.team, "elements"_a = plan.elements,
-                  "team_rows"_a = plan.team_rows, "vector"_a = plan.vector,
-                  "threads"_a = plan.threads, "rows"_a = plan.rows, "chunks"_a = plan.chunks,
-                  "blocks"_a = plan.blocks);
+  const Types types = types_of(from, out.empty() ? from : element_named("out", out), "out");
+  return direction == "forward" ? describe_plan<Forward>(rows, cols, types)
+                                : describe_plan<Backward>(rows, cols, types);
 }
 
 py::dict build_info() {
@@ -141,109 +126,82 @@ py::dict build_info() {
                 "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
                     PYBIND11_VERSION_MINOR),
                 "cuda"_a = py::none());
-  const CudaLibrary* library;
   try {
-    library = &CudaLibrary::get();
-  } catch (const std::runtime_error&) {
-    return info;
+    const CudaApi& api = cuda_api();
+    info["cuda"] = py::dict("toolkit"_a = std::to_string(api.toolkit / 1000) + "." +
+                                          std::to_string(api.toolkit % 1000 / 10),
+                            "architectures"_a = api.architectures);
+  } catch (const std::runtime_error&) {  // no such library
   }
-  const int toolkit = library->toolkit();
-  info["cuda"] = py::dict(
-      "toolkit"_a = std::to_string(toolkit / 1000) + "." + std::to_string(toolkit % 1000 / 10),
-      "architectures"_a = library->architectures());
   return info;
 }
 
-void forward(const py::object& weight_object, const py::object& out_object,
-             const py::object& gain_object, const py::object& shift_object, int64_t channel_dim,
-             double eps, int64_t eps_mode, int64_t correction, bool center, double scale,
-             int64_t stream) {
-  const Array weight("weight", weight_object, stream);
-  const Array out("out", out_object, stream);
-  const auto gain = optional_array("gain", gain_object, stream);
-  const auto shift = optional_array("shift", shift_object, stream);
-  require_writable({&out});
+template <class Args>
+void run(const Array (&operands)[Args::kOperands],
+         const std::unique_ptr<Array> (&vectors)[Args::kVectors], int64_t channel_dim,
+         const Numbers& numbers, int64_t stream) {
+  const Array& weight = operands[Args::kWeight];
+  for (int i = 0; i < Args::kResults; ++i) operands[i].require_writable();
+  for (int i = 0; i < Args::kVectorResults; ++i) {
+    if (vectors[i]) vectors[i]->require_writable();
+  }
   channel_dim = checked_channel_dim(weight, channel_dim);
-  const Types types = types_of(weight.element(), out.element());
-  out.require_same_shape(weight);
-  if (gain) gain->require_vector(weight, weight.size(channel_dim));
-  if (shift) shift->require_vector(weight, weight.size(channel_dim));
-  Forward args{};
-  args.formula = checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
+  Types types{};
+  for (int i = 0; i < Args::kOperands; ++i) {
+    const Array& array = operands[i];
+    if (Args::kOfOut[i]) types = types_of(weight.element(), array.element(), array.name());
+  }
+  for (int i = 0; i < Args::kOperands; ++i) {
+    operands[i].require_same_shape(weight);
+    if (!Args::kOfOut[i]) operands[i].require_same_dtype(weight);
+  }
+  for (const auto& vector : vectors) {
+    if (vector) vector->require_vector(weight, weight.size(channel_dim));
+  }
+  Args args{};
+  args.formula = checked_formula(weight, channel_dim, numbers);
   require_supported_device(weight);
   if (weight.numel() == 0) return;
-  Strides strides[2];
-  describe({&out, &weight}, channel_dim, &args.shape, strides);
-  std::vector<Operand> inputs{{weight, args.shape, strides[1]}};
-  if (gain) inputs.emplace_back(*gain);
-  if (shift) inputs.emplace_back(*shift);
-  require_apart({{out, args.shape, strides[0]}}, inputs);
-  args.weight = weight.data();
-  args.gain = data_or_null(gain);
-  args.shift = data_or_null(shift);
-  args.out = out.data();
-  args.out_strides = strides[0];
-  args.weight_strides = strides[1];
-  const Work<Forward> work{types, &args};
+  describe(operands, channel_dim, args);
+  std::vector<Occupied> results, inputs;
+  for (int i = 0; i < Args::kOperands; ++i) {
+    (i < Args::kResults ? results : inputs)
+        .emplace_back(operands[i], args.shape, args.operands[i].strides);
+  }
+  for (int i = 0; i < Args::kVectors; ++i) {
+    if (!vectors[i]) continue;
+    (i < Args::kVectorResults ? results : inputs).emplace_back(*vectors[i]);
+    args.vectors[i] = vectors[i]->data();
+  }
+  require_apart(results, inputs);
+  const Work<Args> work{types, &args};
   if (weight.device().device_type == kDLCUDA) {
-    return check_launch(CudaLibrary::get().forward(
-        &work, 1, weight.device().device_id, reinterpret_cast<void*>(stream), nullptr, nullptr));
+    const int code = cuda_api().pass<Args>().run(&work, 1, weight.device().device_id,
+                                                 reinterpret_cast<void*>(stream), nullptr, nullptr);
+    if (code != 0) throw std::runtime_error(cuda_api().error(code));
+    return;
   }
   py::gil_scoped_release release;
-  run_forward(&work, 1);
+  run_on_cpu(&work, 1);
 }
 
-void backward(const py::object& grad_object, const py::object& weight_object,
-              const py::object& grad_weight_object, const py::object& gain_object,
-              const py::object& grad_gain_object, const py::object& grad_shift_object,
+void forward(const py::object& weight, const py::object& out, const py::object& gain,
+             const py::object& shift, int64_t channel_dim, double eps, int64_t eps_mode,
+             int64_t correction, bool center, double scale, int64_t stream) {
+  run<Forward>({{"out", out, stream}, {"weight", weight, stream}},
+               {optional_array("gain", gain, stream), optional_array("shift", shift, stream)},
+               channel_dim, {eps, eps_mode, correction, center, scale}, stream);
+}
+
+void backward(const py::object& grad, const py::object& weight, const py::object& grad_weight,
+              const py::object& gain, const py::object& grad_gain, const py::object& grad_shift,
               int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction, bool center,
               double scale, int64_t stream) {
-  const Array grad("grad", grad_object, stream);
-  const Array weight("weight", weight_object, stream);
-  const Array grad_weight("grad_weight", grad_weight_object, stream);
-  const auto gain = optional_array("gain", gain_object, stream);
-  const auto grad_gain = optional_array("grad_gain", grad_gain_object, stream);
-  const auto grad_shift = optional_array("grad_shift", grad_shift_object, stream);
-  require_writable({&grad_weight, grad_gain.get(), grad_shift.get()});
-  channel_dim = checked_channel_dim(weight, channel_dim);
-  const Types types = types_of(weight.element(), grad.element(), "grad");
-  grad.require_same_shape(weight);
-  grad_weight.require_same_shape(weight);
-  if (grad_weight.dtype() != weight.dtype()) {
-    throw py::value_error("grad_weight must have the weight's dtype " + weight.dtype() + ", got " +
-                          grad_weight.dtype());
-  }
-  for (const auto* vector : {&gain, &grad_gain, &grad_shift}) {
-    if (*vector) (*vector)->require_vector(weight, weight.size(channel_dim));
-  }
-  Backward args{};
-  args.formula = checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
-  require_supported_device(weight);
-  if (weight.numel() == 0) return;
-  Strides strides[3];
-  describe({&grad_weight, &weight, &grad}, channel_dim, &args.shape, strides);
-  std::vector<Operand> results{{grad_weight, args.shape, strides[0]}};
-  std::vector<Operand> inputs{{weight, args.shape, strides[1]}, {grad, args.shape, strides[2]}};
-  if (gain) inputs.emplace_back(*gain);
-  if (grad_gain) results.emplace_back(*grad_gain);
-  if (grad_shift) results.emplace_back(*grad_shift);
-  require_apart(results, inputs);
-  args.grad = grad.data();
-  args.weight = weight.data();
-  args.gain = data_or_null(gain);
-  args.grad_weight = grad_weight.data();
-  args.grad_gain = data_or_null(grad_gain);
-  args.grad_shift = data_or_null(grad_shift);
-  args.grad_weight_strides = strides[0];
-  args.weight_strides = strides[1];
-  args.grad_strides = strides[2];
-  const Work<Backward> work{types, &args};
-  if (weight.device().device_type == kDLCUDA) {
-    return check_launch(CudaLibrary::get().backward(
-        &work, 1, weight.device().device_id, reinterpret_cast<void*>(stream), nullptr, nullptr));
-  }
-  py::gil_scoped_release release;
-  run_backward(&work, 1);
+  run<Backward>(
+      {{"grad_weight", grad_weight, stream}, {"weight", weight, stream}, {"grad", grad, stream}},
+      {optional_array("grad_gain", grad_gain, stream),
+       optional_array("grad_shift", grad_shift, stream), optional_array("gain", gain, stream)},
+      channel_dim, {eps, eps_mode, correction, center, scale}, stream);
 }
 
 }  // namespace
@@ -267,11 +225,10 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("build_info", &build_info,
         "What the module was built with: `compiler`, `pybind11`, and `cuda`, the toolkit and\n"
         "architectures of the CUDA kernels, or None where there are none.");
-  m.def(
-      "launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
-      py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
-      "How CUDA works on a dense, aligned weight of that size: the launch table's entry, and its\n"
-      "blocks. `out` is the result's dtype, by default the weight's.");
+  m.def("launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
+        py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
+        "How CUDA works on a dense, aligned weight of that size: the launch table's tier, and its\n"
+        "blocks. `out` is the result's dtype, by default the weight's.");
   m.def("forward", &forward, py::arg("weight"), py::arg("out"), py::arg("gain") = py::none(),
         py::arg("shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,

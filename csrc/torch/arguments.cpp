@@ -6,7 +6,6 @@
 
 #include <cfloat>
 #include <exception>
-#include <initializer_list>
 #include <utility>
 
 #include "../layout.h"
@@ -89,8 +88,8 @@ int64_t checked_channel_dim(const Tensor& weight, int64_t channel_dim) {
   return channel_dim < 0 ? channel_dim + dim : channel_dim;
 }
 
-Formula checked_formula(const Tensor& weight, int64_t channel_dim, double eps, int64_t eps_mode,
-                        int64_t correction, bool center, double scale) {
+Formula checked_formula(const Tensor& weight, int64_t channel_dim, const Numbers& numbers) {
+  const auto& [eps, eps_mode, correction, center, scale] = numbers;
   // finite in the type of the statistics
   const double largest = weight.scalar_type() == ScalarType::Double ? DBL_MAX : FLT_MAX;
   STD_TORCH_CHECK(0 <= eps_mode && eps_mode <= 2, "ws: eps_mode must be 0, 1 or 2");
@@ -128,14 +127,87 @@ std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const char* n
   return vector->is_contiguous() ? vector : torch::stable::contiguous(*vector);
 }
 
-const void* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
-
 // A gradient of gain or shift [rows]; nothing is written to it for an empty weight.
 Tensor new_vector(const Tensor& weight, int64_t rows) {
   return weight.numel() > 0 ? torch::stable::new_empty(weight, {rows})
                             : torch::stable::new_zeros(weight, {rows});
+}
+
+// Points args at the tensors, copies of inputs where their layout does not fit the results'.
+template <class Args>
+void describe(Call<Args>& call, int64_t channel_dim) {
+  constexpr int kCount = Args::kOperands;
+  Strides strides[kCount];
+  for (int fitting = 0; fitting != kCount;) {
+    View views[kCount];
+    for (int i = 0; i < kCount; ++i) views[i] = view_of(call.operands[i]);
+    fitting = match_layout(views, kCount, channel_dim, &call.args.shape, strides);
+    if (fitting < kCount) {
+      Tensor& misfit = call.operands[fitting];
+      misfit = copy_with_strides_of(call.operands[0], misfit);
+    }
+  }
+  const auto data_of = [](const Tensor& tensor, bool is_result) {
+    return is_result ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+  };
+  for (int i = 0; i < kCount; ++i) {
+    call.args.operands[i] = {data_of(call.operands[i], i < Args::kResults), strides[i]};
+  }
+  for (int i = 0; i < Args::kVectors; ++i) {
+    if (call.vectors[i]) call.args.vectors[i] = data_of(*call.vectors[i], i < Args::kVectorResults);
+  }
+}
+
+}  // namespace
+
+Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
+                              std::optional<Tensor> shift, int64_t channel_dim,
+                              const Numbers& numbers, std::optional<ScalarType> dtype) {
+  channel_dim = checked_channel_dim(weight, channel_dim);
+  const int64_t rows = weight.size(channel_dim);
+  const Formula formula = checked_formula(weight, channel_dim, numbers);
+  const ScalarType out_dtype = dtype.value_or(weight.scalar_type());
+  const Types types = types_of(weight.scalar_type(), out_dtype);
+  check_memory(weight, "weight");
+  gain = checked_vector(std::move(gain), "gain", weight, rows);
+  shift = checked_vector(std::move(shift), "shift", weight, rows);
+  Call<Forward> call{{{}, formula, {}, {}},
+                     types,
+                     {empty_like(weight, out_dtype), std::move(weight)},
+                     {std::move(gain), std::move(shift)}};
+  if (call.operands[Forward::kWeight].numel() > 0) describe(call, channel_dim);
+  return call;
+}
+
+Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
+                                int64_t channel_dim, const Numbers& numbers, bool affine) {
+  channel_dim = checked_channel_dim(weight, channel_dim);
+  const int64_t rows = weight.size(channel_dim);
+  const Formula formula = checked_formula(weight, channel_dim, numbers);
+  STD_TORCH_CHECK(same_sizes(grad, weight) && grad.device() == weight.device(),
+                  "ws: grad must have the weight's shape and device");
+  const Types types = types_of(weight.scalar_type(), grad.scalar_type());
+  check_memory(grad, "grad");
+  check_memory(weight, "weight");
+  gain = checked_vector(std::move(gain), "gain", weight, rows);
+  std::optional<Tensor> grad_gain, grad_shift;
+  if (affine) {
+    grad_gain = new_vector(weight, rows);
+    grad_shift = new_vector(weight, rows);
+  }
+  Call<Backward> call{
+      {{}, formula, {}, {}},
+      types,
+      {empty_like(weight, weight.scalar_type()), std::move(weight), std::move(grad)},
+      {std::move(grad_gain), std::move(grad_shift), std::move(gain)}};
+  if (call.operands[Backward::kWeight].numel() > 0) describe(call, channel_dim);
+  return call;
+}
+
+Numbers numbers_of(const std::vector<double>& formulas, size_t i) {
+  const double* numbers = &formulas[5 * i];
+  return {numbers[0], whole(numbers[1], "eps_mode"), whole(numbers[2], "correction"),
+          truth(numbers[3]), numbers[4]};
 }
 
 void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths,
@@ -147,130 +219,6 @@ void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_
   for (const Tensor& weight : weights) {
     STD_TORCH_CHECK(weight.device() == weights[0].device(), "ws: weights must be on one device");
   }
-}
-
-}  // namespace
-
-ForwardCall prepare_forward(Tensor weight, std::optional<Tensor> gain, std::optional<Tensor> shift,
-                            int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
-                            bool center, double scale, std::optional<ScalarType> dtype) {
-  channel_dim = checked_channel_dim(weight, channel_dim);
-  const int64_t rows = weight.size(channel_dim);
-  ForwardCall call{};
-  call.args.formula =
-      checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
-  const ScalarType out_dtype = dtype.value_or(weight.scalar_type());
-  call.types = types_of(weight.scalar_type(), out_dtype);
-  check_memory(weight, "weight");
-  call.gain = checked_vector(std::move(gain), "gain", weight, rows);
-  call.shift = checked_vector(std::move(shift), "shift", weight, rows);
-
-  call.out = empty_like(weight, out_dtype);
-  if (weight.numel() == 0) return call;
-  Strides strides[2];
-  const View views[2] = {view_of(call.out), view_of(weight)};
-  if (match_layout(views, 2, channel_dim, &call.args.shape, strides) != 2) {
-    weight = copy_with_strides_of(call.out, weight);
-    const View copied[2] = {view_of(call.out), view_of(weight)};
-    match_layout(copied, 2, channel_dim, &call.args.shape, strides);
-  }
-  call.weight = std::move(weight);
-  call.args.weight = call.weight.const_data_ptr();
-  call.args.gain = data_or_null(call.gain);
-  call.args.shift = data_or_null(call.shift);
-  call.args.out = call.out.mutable_data_ptr();
-  call.args.out_strides = strides[0];
-  call.args.weight_strides = strides[1];
-  return call;
-}
-
-BackwardCall prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
-                              int64_t channel_dim, double eps, int64_t eps_mode, int64_t correction,
-                              bool center, double scale, bool affine) {
-  channel_dim = checked_channel_dim(weight, channel_dim);
-  const int64_t rows = weight.size(channel_dim);
-  BackwardCall call{};
-  call.args.formula =
-      checked_formula(weight, channel_dim, eps, eps_mode, correction, center, scale);
-  STD_TORCH_CHECK(same_sizes(grad, weight) && grad.device() == weight.device(),
-                  "ws: grad must have the weight's shape and device");
-  call.types = types_of(weight.scalar_type(), grad.scalar_type());
-  check_memory(grad, "grad");
-  check_memory(weight, "weight");
-  call.gain = checked_vector(std::move(gain), "gain", weight, rows);
-
-  call.grad_weight = empty_like(weight, weight.scalar_type());
-  if (affine) {
-    call.grad_gain = new_vector(weight, rows);
-    call.grad_shift = new_vector(weight, rows);
-    call.args.grad_gain = call.grad_gain->mutable_data_ptr();
-    call.args.grad_shift = call.grad_shift->mutable_data_ptr();
-  }
-  if (weight.numel() == 0) return call;
-  Strides strides[3];
-  for (int fitting = 0; fitting != 3;) {
-    const View views[3] = {view_of(call.grad_weight), view_of(weight), view_of(grad)};
-    fitting = match_layout(views, 3, channel_dim, &call.args.shape, strides);
-    if (fitting < 3) {
-      Tensor& copied = fitting == 1 ? weight : grad;
-      copied = copy_with_strides_of(call.grad_weight, copied);
-    }
-  }
-  call.grad = std::move(grad);
-  call.weight = std::move(weight);
-  call.args.grad = call.grad.const_data_ptr();
-  call.args.weight = call.weight.const_data_ptr();
-  call.args.gain = data_or_null(call.gain);
-  call.args.grad_weight = call.grad_weight.mutable_data_ptr();
-  call.args.grad_weight_strides = strides[0];
-  call.args.weight_strides = strides[1];
-  call.args.grad_strides = strides[2];
-  return call;
-}
-
-std::vector<ForwardCall> prepare_forward_many(const std::vector<Tensor>& weights,
-                                              const std::vector<std::optional<Tensor>>& gains,
-                                              const std::vector<std::optional<Tensor>>& shifts,
-                                              const std::vector<int64_t>& channel_dims,
-                                              const std::vector<double>& formulas,
-                                              std::optional<ScalarType> dtype) {
-  check_lists(weights, {gains.size(), shifts.size(), channel_dims.size()}, formulas);
-  std::vector<ForwardCall> calls;
-  calls.reserve(weights.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const double* f = &formulas[5 * i];
-    calls.push_back(prepare_forward(weights[i], gains[i], shifts[i], channel_dims[i], f[0],
-                                    whole(f[1], "eps_mode"), whole(f[2], "correction"), truth(f[3]),
-                                    f[4], dtype));
-  }
-  return calls;
-}
-
-std::vector<BackwardCall> prepare_backward_many(const std::vector<Tensor>& grads,
-                                                const std::vector<Tensor>& weights,
-                                                const std::vector<std::optional<Tensor>>& gains,
-                                                const std::vector<int64_t>& channel_dims,
-                                                const std::vector<double>& formulas, bool affine) {
-  check_lists(weights, {grads.size(), gains.size(), channel_dims.size()}, formulas);
-  std::vector<BackwardCall> calls;
-  calls.reserve(weights.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const double* f = &formulas[5 * i];
-    calls.push_back(prepare_backward(grads[i], weights[i], gains[i], channel_dims[i], f[0],
-                                     whole(f[1], "eps_mode"), whole(f[2], "correction"),
-                                     truth(f[3]), f[4], affine));
-  }
-  return calls;
-}
-
-std::vector<Tensor> gradients_of(const std::vector<BackwardCall>& calls, bool affine) {
-  std::vector<Tensor> gradients;
-  for (const BackwardCall& call : calls) gradients.push_back(call.grad_weight);
-  if (affine) {
-    for (const BackwardCall& call : calls) gradients.push_back(*call.grad_gain);
-    for (const BackwardCall& call : calls) gradients.push_back(*call.grad_shift);
-  }
-  return gradients;
 }
 
 }  // namespace ws

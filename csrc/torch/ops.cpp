@@ -10,12 +10,6 @@
 namespace ws {
 namespace {
 
-struct Cpu {
-  explicit Cpu(const Tensor&) {}
-  void run(const Work<Forward>* work, int64_t count) const { run_forward(work, count); }
-  void run(const Work<Backward>* work, int64_t count) const { run_backward(work, count); }
-};
-
 STABLE_TORCH_LIBRARY(ws, m) {
   m.def(
       "standardize(Tensor weight, Tensor? gain=None, Tensor? shift=None, *, int channel_dim=0, "
@@ -45,13 +39,13 @@ STABLE_TORCH_LIBRARY(ws, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ws, CPU, m) {
-  m.impl("standardize", TORCH_BOX(&forward<Cpu>));
-  m.impl("forward", TORCH_BOX(&forward<Cpu>));
-  m.impl("backward", TORCH_BOX(&backward<Cpu>));
-  m.impl("backward_affine", TORCH_BOX(&backward_affine<Cpu>));
-  m.impl("standardize_many", TORCH_BOX(&forward_many<Cpu>));
-  m.impl("forward_many", TORCH_BOX(&forward_many<Cpu>));
-  m.impl("backward_many", TORCH_BOX(&backward_many<Cpu>));
+  m.impl("standardize", TORCH_BOX(&forward<run_on_cpu>));
+  m.impl("forward", TORCH_BOX(&forward<run_on_cpu>));
+  m.impl("backward", TORCH_BOX(&backward<run_on_cpu>));
+  m.impl("backward_affine", TORCH_BOX(&backward_affine<run_on_cpu>));
+  m.impl("standardize_many", TORCH_BOX(&forward_many<run_on_cpu>));
+  m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cpu>));
+  m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cpu>));
 }
 
 }  // namespace

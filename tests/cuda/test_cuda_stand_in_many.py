@@ -6,7 +6,7 @@ from cuda_stand_in.kernels import BF16, F32, LARGE, SMALL, TYPES, Layout, Shape,
 
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
-# Weights that together take every kind of entry, and two kernels of types besides
+# Weights that together take every kind of tier, and two kernels of types besides
 MIXED = [(F32, 64, 147), (F32, 32, 64), (F32, 8, 256), (F32, 130, 512), (F32, 3, 1152)]
 MIXED += [(F32, 4, 4608), (F32, 2, 18432), (F32, 1, 70000), (F32, 40, 9), (BF16, 16, 576)]
 MIXED += [(5, 7, 100), (0, 5, 33), (F32, 1, 16)]

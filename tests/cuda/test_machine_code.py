@@ -90,14 +90,16 @@ def test_wide_accesses(of_architecture):
 TOY = """
 #include <cuda_bf16.h>
 namespace ws {
-template <class Weight, class Out, int kThreads>
-__global__ void forward_kernel(const float* w, float* out, const int* order) {
+template <class Weight, class Out> struct ForwardPass {};
+template <class Weight, class Out> struct BackwardPass {};
+template <class Pass, int kThreads, int kBytes>
+__global__ void batch_kernel(const float* w, float* out, const int* order) {
   float values[64];
   for (int k = 0; k < 64; ++k) values[order[k]] = w[k * blockDim.x + threadIdx.x];
   out[threadIdx.x] = values[order[threadIdx.x]];
 }
-template <class Weight, class Out, int kThreads>
-__global__ void __launch_bounds__(1024, 2) backward_kernel(const float4* w, float4* out) {
+template <class Pass, int kTier, bool kApply>
+__global__ void __launch_bounds__(1024, 2) split_kernel(const float4* w, float4* out) {
   float4 values[24];
 #pragma unroll
   for (int k = 0; k < 24; ++k) values[k] = w[k * 1024 + threadIdx.x];
@@ -105,9 +107,10 @@ __global__ void __launch_bounds__(1024, 2) backward_kernel(const float4* w, floa
 #pragma unroll
   for (int k = 0; k < 24; ++k) out[k * 1024 + threadIdx.x] = values[23 - k];
 }
-template __global__ void forward_kernel<float, __nv_bfloat16, 128>(const float*, float*,
-                                                                   const int*);
-template __global__ void backward_kernel<double, double, 128>(const float4*, float4*);
+template __global__ void batch_kernel<ForwardPass<float, __nv_bfloat16>, 128, 4096>(
+    const float*, float*, const int*);
+template __global__ void split_kernel<BackwardPass<double, double>, 8, true>(const float4*,
+                                                                             float4*);
 }  // namespace ws
 """
 
@@ -119,8 +122,9 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
     source, cubin = tmp_path / "toy.cu", tmp_path / "toy.cubin"
     source.write_text(TOY)
     subprocess.run([command[0], "-cubin", "-arch=sm_90", source, "-o", cubin], check=True)
-    forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "backward" in k.name)
-    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: [(128, False, 6)])
+    forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "Backward" in k.name)
+    table = [(128, False, 6), (512, True, 6)]
+    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: table)
     assert forward.signature == ("forward", "f", "13__nv_bfloat16")
     assert forward.stack >= 256 and "a stack frame of 256 bytes" in local_memory(forward)
     assert any("0 LDG of 16 bytes" in problem for problem in narrow_accesses(forward))
@@ -132,11 +136,11 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
 
 # As cuobjdump 13 prints them, shortened.
 RESOURCES = """
- Function _ZN2ws21backward_split_kernelIf6__halfLi8ELb1EEEvNS_5SplitINS_8BackwardEEE:
+ Function _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELb1EEEvNS_5SplitINT_4ArgsEEE:
   REG:66 STACK:16 SHARED:1216 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 MACHINE_CODE = """
-		Function : _ZN2ws21backward_split_kernelIf6__halfLi8ELb1EEEvNS_5SplitINS_8BackwardEEE
+		Function : _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELb1EEEvNS_5SplitINT_4ArgsEEE
         /*0060*/                   UIMAD.WIDE.U32 UR4, UR6, UR7, UR4 ;   /* 0x00000007060472a5 */
                                                                          /* 0x001fcc000f8e0004 */
         /*00d0*/              @!P0 LDG.E.EF.128 R4, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
@@ -162,27 +166,32 @@ def test_parsing():
     )
 
 
-BATCH = "NS_5BatchINS_7ForwardELi4096EEEEEvT2_"
+def batch(types, threads, direction="11Forward"):
+    return f"12batch_kernelINS_{direction}PassI{types}EELi{threads}ELi4096EEEvNS_5BatchINT_4ArgsE"
+
+
+def split(tier, apply):
+    return f"12split_kernelINS_11ForwardPassIffEELi{tier}ELb{apply}EEEvNS_5SplitINT_4ArgsEEE"
 
 
 @pytest.mark.parametrize(
     ("name", "needed"),
     [
-        # blocks of 128: two entries, of 2 and 4 groups, each with a path for runs; a type that
+        # blocks of 128: two tiers, of 2 and 4 groups, each with a path for runs; a type that
         # comes twice is abbreviated
-        (f"14forward_kernelI6__halfS1_Li128E{BATCH}", {"LDG.E.128": 12, "STG.E.128": 12}),
-        (f"14forward_kernelIddLi512E{BATCH}", {"LDG.E.128": 10, "STG.E.128": 10}),
+        (batch("6__halfS2_", 128), {"LDG.E.128": 12, "STG.E.128": 12}),
+        (batch("dd", 512), {"LDG.E.128": 10, "STG.E.128": 10}),
         # float32 to bfloat16: 4 elements, 8 bytes of the result and of its gradient
-        (f"14forward_kernelIf13__nv_bfloat16Li128E{BATCH}", {"LDG.E.128": 12, "STG.E.64": 12}),
+        (batch("f13__nv_bfloat16", 128), {"LDG.E.128": 12, "STG.E.64": 12}),
         (
-            f"15backward_kernelIf13__nv_bfloat16Li512E{BATCH}",
+            batch("f13__nv_bfloat16", 512, "12Backward"),
             {"LDG.E.128": 10, "LDG.E.64": 10, "STG.E.128": 10},
         ),
-        (f"15backward_kernelIffLi512E{BATCH}", {"LDG.E.128": 20, "STG.E.128": 10}),
-        # split rows: the sums only read; the second such entry is that of scalar accesses
-        ("20forward_split_kernelIffLi8ELb1EEEv", {"LDG.E.128": 6, "STG.E.128": 6}),
-        ("20forward_split_kernelIffLi8ELb0EEEv", {"LDG.E.128": 6}),
-        ("20forward_split_kernelIffLi17ELb1EEEv", {}),
+        (batch("ff", 512, "12Backward"), {"LDG.E.128": 20, "STG.E.128": 10}),
+        # split rows: the sums only read; the second such tier is that of scalar accesses
+        (split(8, apply=1), {"LDG.E.128": 6, "STG.E.128": 6}),
+        (split(8, apply=0), {"LDG.E.128": 6}),
+        (split(17, apply=1), {}),
     ],
 )
 def test_expected_accesses(name, needed, monkeypatch):
@@ -195,5 +204,5 @@ def test_expected_accesses(name, needed, monkeypatch):
 
 
 def test_a_kernel_without_a_known_name_is_not_passed_over():
-    with pytest.raises(KeyError, match="neither a forward_kernel nor a backward_kernel"):
+    with pytest.raises(KeyError, match="neither a batch_kernel nor a split_kernel"):
         narrow_accesses(Kernel("sm_90", "_ZN2ws11copy_kernelIfEEv", 0, 0))

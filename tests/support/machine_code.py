@@ -29,11 +29,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TYPES = {"d": 8, "f": 4, "6__half": 2, "13__nv_bfloat16": 2}  # mangled names, bytes
 NAMES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
-# _ZN2ws14forward_kernelIf13__nv_bfloat16Li128ENS_5BatchINS_7ForwardELi4096EEEEEvT2_
-# _ZN2ws20forward_split_kernelI6__halfS1_Li8ELb0EEEvNS_5SplitINS_7ForwardEEE; S1_: a type again
+# _ZN2ws12batch_kernelINS_11ForwardPassIf13__nv_bfloat16EELi128ELi4096EEEvNS_5Batch...
+# _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELb0EEEvNS_5Split...; S2_: a type again
 KERNEL = re.compile(
-    rf"\d(?P<direction>forward|backward)(?P<split>_split)?_kernelI"
-    rf"(?P<weight>{'|'.join(TYPES)})(?P<out>{'|'.join(TYPES)}|S\d*_)(?P<arguments>\w*?)EEv"
+    rf"\d(?P<form>batch|split)_kernelINS_\d+(?P<direction>Forward|Backward)PassI"
+    rf"(?P<weight>{'|'.join(TYPES)})(?P<out>{'|'.join(TYPES)}|S\d*_)EE(?P<arguments>\w*?)EEv"
 )
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
@@ -51,9 +51,9 @@ class Kernel:
         """Direction, and the types of weight and out; a KeyError where the name has none."""
         match = KERNEL.search(self.name)
         if match is None:
-            raise KeyError(f"{self.name}: neither a forward_kernel nor a backward_kernel")
+            raise KeyError(f"{self.name}: neither a batch_kernel nor a split_kernel of a pass")
         direction, weight, out = match.group("direction", "weight", "out")
-        return direction, weight, weight if out.startswith("S") else out
+        return direction.lower(), weight, weight if out.startswith("S") else out
 
     def count(self, opcode: str, width: int) -> int:
         """The instructions that move at least `width` bytes."""
@@ -87,7 +87,7 @@ def local_memory(kernel: Kernel) -> str | None:
 
 # Ways to a row's columns that a kernel has code for: dense rows, and those made of runs.
 PATHS = 2
-# The first entry of scalar accesses in csrc/cuda/tiers.h, where rows are split without vectors.
+# The first of the scalar tiers in csrc/cuda/launch/tiers.h: rows are split there without vectors.
 SCALAR_TIERS = 13
 
 
@@ -96,11 +96,11 @@ def expected_groups(kernel: Kernel) -> tuple[int, int]:
     direction, weight, out = kernel.signature
     match = KERNEL.search(kernel.name)
     table = vector_entries(direction, NAMES[weight], NAMES[out])
-    if match["split"]:  # <Weight, Out, kTier, kApply>: without kApply it only reads
+    if match["form"] == "split":  # <Pass, kTier, kApply>: without kApply it only reads
         tier, apply = map(int, re.match(r"Li(\d+)ELb([01])", match["arguments"]).groups())
         groups = sum(groups for _, split, groups in table if split and tier < SCALAR_TIERS)
         return groups, groups * apply
-    # <Weight, Out, kThreads, Batch>: all entries whose blocks have so many threads
+    # <Pass, kThreads, kBytes>: all tiers whose blocks have so many threads
     threads = int(re.match(r"Li(\d+)E", match["arguments"])[1])
     groups = sum(groups for of, split, groups in table if of == threads and not split)
     return groups, groups

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,30 +47,39 @@ Formula = struct(
     ("eps_mode", c_int32),
     ("center", ctypes.c_bool),
 )
-Forward = struct(
-    "Forward",
-    ("shape", Shape),
-    ("formula", Formula),
-    *((name, c_void_p) for name in ("weight", "gain", "shift", "out")),
-    *((name + "_strides", Strides) for name in ("weight", "out")),
-)
-Backward = struct(
-    "Backward",
-    ("shape", Shape),
-    ("formula", Formula),
-    *((name, c_void_p) for name in ("grad", "weight", "gain")),
-    *((name, c_void_p) for name in ("grad_weight", "grad_gain", "grad_shift")),
-    *((name + "_strides", Strides) for name in ("grad", "weight", "grad_weight")),
-)
-Plan = struct(
-    "Plan",
-    ("name", c_char_p),
-    ("access", c_char_p),
-    ("max_cols", c_int64),
-    *((name, c_int32) for name in ("team", "elements", "team_rows", "vector", "threads")),
-    *((name, c_int32) for name in ("rows", "chunks")),
-    ("blocks", c_int64),
-)
+ACCESSES = ("vector", "flat", "scalar")  # in the order of ws::Access
+
+
+class Tier(ctypes.Structure):
+    _fields_ = [
+        ("name", c_char_p),
+        ("access_number", c_int32),
+        *((name, c_int32) for name in ("team", "elements", "team_rows")),
+        ("split", ctypes.c_bool),
+    ]
+
+
+class Plan(ctypes.Structure):
+    _anonymous_ = ("tier",)
+    _fields_ = [
+        ("tier", Tier),
+        *((name, c_int32) for name in ("index", "vec", "rows", "chunks")),
+        *((name, c_int64) for name in ("chunk_cols", "blocks", "weight")),
+    ]
+
+    @property
+    def access(self):
+        return ACCESSES[self.access_number]
+
+    @property
+    def threads(self):
+        return max(self.team, 128)
+
+    @property
+    def max_cols(self):
+        return NO_LIMIT if self.split else self.team * self.elements
+
+
 Work = struct("Work", ("types", c_int32), ("args", c_void_p))
 RECORDED = 64
 Record = struct(
@@ -83,7 +92,26 @@ Record = struct(
     ("entries", c_int64),
     ("tiers", c_int32 * RECORDED),
 )
-STRUCTS = {"forward": Forward, "backward": Backward}
+
+
+def arguments(name, operands, vectors):
+    """Those of a pass: its operands, results first, then its vectors."""
+    tensors = [((tensor, c_void_p), (tensor + "_strides", Strides)) for tensor in operands]
+    return struct(
+        name,
+        ("shape", Shape),
+        ("formula", Formula),
+        *(field for pair in tensors for field in pair),
+        *((vector, c_void_p) for vector in vectors),
+    )
+
+
+STRUCTS = {
+    "forward": arguments("Forward", ["out", "weight"], ["gain", "shift"]),
+    "backward": arguments(
+        "Backward", ["grad_weight", "weight", "grad"], ["grad_gain", "grad_shift", "gain"]
+    ),
+}
 SMALL, LARGE = 4096, 32764  # bytes of a kernel's parameter
 
 
@@ -228,25 +256,26 @@ class Weight:
 class Kernels:
     def __init__(self, library):
         self.library = library
+        self.passes = {}
         for direction, args in STRUCTS.items():
-            plan = getattr(library, f"{direction}_plan")
-            plan.argtypes, plan.restype = (POINTER(args), ctypes.c_int), Plan
-            run = getattr(library, f"run_{direction}")
-            run.argtypes = (POINTER(Work), c_int64, ctypes.c_int, POINTER(Record))
-            run.restype = c_char_p
-            capacity = getattr(library, f"{direction}_capacity")
-            capacity.argtypes, capacity.restype = (ctypes.c_bool,), ctypes.c_int
+            functions = struct(
+                "Pass",
+                ("bytes", c_int64),
+                ("capacity", c_int64 * 2),
+                ("plan", CFUNCTYPE(Plan, POINTER(args), c_int32)),
+                ("run", CFUNCTYPE(c_char_p, POINTER(Work), c_int64, c_int32, POINTER(Record))),
+            )
+            self.passes[direction] = functions.in_dll(library, direction)
             # the fields above against those in C++
-            size = getattr(library, f"{direction}_bytes")()
-            assert ctypes.sizeof(args) == size, f"{args.__name__} has changed"
+            assert ctypes.sizeof(args) == self.passes[direction].bytes, f"{args.__name__} changed"
         library.run_named.argtypes, library.run_named.restype = (c_char_p, c_void_p), c_char_p
 
     def plan(self, direction, types, args):
-        return getattr(self.library, f"{direction}_plan")(byref(args), types)
+        return self.passes[direction].plan(byref(args), types)
 
     def capacity(self, direction, large):
         """How many weights share a launch."""
-        return getattr(self.library, f"{direction}_capacity")(large)
+        return self.passes[direction].capacity[large]
 
     def tiers(self, direction, types, access):
         """The launch table's entries of that access, as the plans of their shortest rows."""
@@ -264,7 +293,7 @@ class Kernels:
                 if hasattr(args, name + "_strides"):
                     setattr(args, name + "_strides", Strides(cols + gap, cols))
             plan = self.plan(direction, types, args)
-            if plan.access.decode() != access:
+            if plan.access != access:
                 break
             plans.append(plan)
             cols = plan.max_cols + step
@@ -274,8 +303,7 @@ class Kernels:
         """Launches for all of them; returns the record of the launches."""
         work = (Work * len(weights))(*(Work(w.types, ctypes.addressof(w.args)) for w in weights))
         record = Record()
-        run = getattr(self.library, f"run_{direction}")
-        error = run(work, len(weights), parameter_bytes, byref(record))
+        error = self.passes[direction].run(work, len(weights), parameter_bytes, byref(record))
         if error:
             raise RuntimeError(error.decode())
         return record

@@ -1,7 +1,7 @@
 // The launches of a call, run one after another on the CPU, for ctypes.
 #pragma once
 
-#include "../../../csrc/cuda/launch.h"
+#include "../../../csrc/cuda/launch/launch.h"
 #include "stand_in.h"
 
 namespace stand_in {
@@ -34,9 +34,9 @@ template <class Args>
 const char* run(const ws::Work<Args>* work, int64_t count, int parameter_bytes, Record* record) {
   static std::string error;
   error.clear();
-  std::vector<ws::Planned<Args>> plans = ws::plan_all(work, count);
-  std::vector<uint64_t> workspace(ws::workspace_of(plans) / sizeof(uint64_t) + 1, ~uint64_t{0});
-  ws::launch_all(std::move(plans), parameter_bytes, workspace.data(),
+  ws::Launches<Args> launches(work, count);
+  std::vector<uint64_t> workspace(launches.workspace_bytes() / sizeof(uint64_t) + 1, ~uint64_t{0});
+  launches.start(parameter_bytes, workspace.data(),
                  [&](auto* kernel, int64_t blocks, int threads, const auto& parameter) {
                    if (!error.empty()) return;
                    Launch launch;
@@ -51,6 +51,25 @@ const char* run(const ws::Work<Args>* work, int64_t count, int parameter_bytes, 
                    ++record->launches;
                  });
   return error.c_str();
+}
+
+// A pass as the tests see it.
+template <class Args>
+struct Pass {
+  int64_t bytes;        // of Args
+  int64_t capacity[2];  // weights that share a launch, with the small and the large parameter
+  ws::Plan (*plan)(const Args& args, ws::Types types);
+  const char* (*run)(const ws::Work<Args>* work, int64_t count, int parameter_bytes,
+                     Record* record);
+};
+
+template <class Args>
+constexpr Pass<Args> pass() {
+  return {
+      sizeof(Args),
+      {ws::Batch<Args, ws::kSmallBytes>::kCapacity, ws::Batch<Args, ws::kLargeBytes>::kCapacity},
+      ws::plan_of<Args>,
+      run<Args>};
 }
 
 }  // namespace stand_in

@@ -1,6 +1,6 @@
 // The launch tables: which threads work on which rows, and how they reach memory.
 //
-// A block has 128 threads and work of about the same size in every entry: 16 to 40 elements a thread,
+// A block has 128 threads and work of about the same size in every tier: 16 to 40 elements a thread,
 // which is what keeps enough bytes in flight. Short rows share a block, and a team of threads takes
 // several of them at a time; a warp needs no barrier, so it goes as far as 32 elements a thread do;
 // beyond 40, blocks are larger instead. A row that a block of 512 does not hold is split over blocks.
@@ -9,51 +9,36 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "elements.cuh"
+#include "../api.h"
 
 namespace ws {
 
-enum class Access {
-  kVector,  // 16 bytes at a time: pointers, strides and row lengths have to be multiples
-  kFlat,    // 16 bytes at a time whatever the rows: they lie without gaps, and pass through shared
-            // memory as one stretch
-  kScalar,  // an element at a time: any strides
-};
-
-struct Tier {
-  const char* name;
-  Access access;
-  int team;      // threads that share a row
-  int elements;  // of a row that each of them holds
-  int rows;      // that a team works on at a time
-  bool split;    // a row's elements are those of many such teams
-
-  // Small teams share a block, or the number of blocks that an SM can hold would leave it half empty.
-  constexpr int threads() const { return team < 128 ? 128 : team; }
-  constexpr int64_t max_cols() const { return split ? INT64_MAX : team * elements; }
-};
-
-// Elements in the shared memory of a block whose rows are one stretch: 8 KB, or with grad 16 KB.
+// Elements in the shared memory of a block whose rows are one stretch: 8 KB of each input.
 template <class A>
 constexpr int kTile = 8192 / sizeof(A);
 
-// kWide: elements that a thread of a block of 512 can hold at most, for which it has 128 registers.
-// kRows: that a team takes at a time of the shortest rows.
-template <class Weight, class Out, int kWide, int kRows>
+// Pass::kWide: elements that a thread of a block of 512 can hold at most, for which it has 128
+// registers. Pass::kTeamRows: rows that a team takes at a time of the shortest.
+template <class Pass>
 struct Tiers {
   static constexpr int kCount = 18;
-  static constexpr int kGroup = kVec<Weight, Out>;
-  static constexpr int n =
-      sizeof(Weight) == 8 ? 1 : 2;  // a float64 takes the registers of two others
+  // Elements that a vector access moves: 16 bytes of the wider type, so that in a kernel that
+  // converts both sides move the same elements.
+  static constexpr int kVec = 16 / (sizeof(typename Pass::Weight) > sizeof(typename Pass::Out)
+                                        ? sizeof(typename Pass::Weight)
+                                        : sizeof(typename Pass::Out));
+  static constexpr int kWide = Pass::kWide, kRows = Pass::kTeamRows;
+  // a float64 takes the registers of two others
+  static constexpr int n = sizeof(typename Pass::Weight) == 8 ? 1 : 2;
   static constexpr Tier list[kCount] = {
       {"sub-warp", Access::kVector, 8, 4 * n, kRows, false},
       {"warp", Access::kVector, 32, 4 * n, kRows, false},
       {"warp", Access::kVector, 32, 8 * n, kRows / 2, false},
       {"warp", Access::kVector, 32, 16 * n, 1, false},
       {"block of 128", Access::kVector, 128, 12 * n, 1, false},
-      {"block of 128", Access::kVector, 128, (kGroup == 8 ? 40 : kWide), 1, false},
+      {"block of 128", Access::kVector, 128, (kVec == 8 ? 40 : kWide), 1, false},
       {"block of 512", Access::kVector, 512, 12 * n, 1, false},
-      {"block of 512", Access::kVector, 512, kWide / kGroup * kGroup, 1, false},
+      {"block of 512", Access::kVector, 512, kWide / kVec * kVec, 1, false},
       {"split row", Access::kVector, 512, 8 * n, 1, true},
       {"flat, thread", Access::kFlat, 1, 8 * n, 1, false},
       {"flat, sub-warp", Access::kFlat, 8, 4 * n, 1, false},
@@ -67,7 +52,7 @@ struct Tiers {
   };
 };
 
-// The entry that splits rows.
+// The tier that splits rows.
 template <class Table>
 constexpr int split_tier(Access access) {
   for (int i = 0; i < Table::kCount; ++i) {
@@ -76,7 +61,7 @@ constexpr int split_tier(Access access) {
   return -1;
 }
 
-// Calls run(std::integral_constant<int, tier>()). A kernel has the code of those entries alone whose
+// Calls run(std::integral_constant<int, tier>()). A kernel has the code of those tiers alone whose
 // blocks are of its size.
 template <class Table, int kThreads, int i = 0, class Run>
 __device__ __forceinline__ void with_tier(int tier, Run run) {
@@ -91,7 +76,7 @@ __device__ __forceinline__ void with_tier(int tier, Run run) {
 // So few rows would leave multiprocessors without work if warps shared a block: each gets a block.
 constexpr int64_t kFewRows = 128;
 
-// The entry for such rows: the first of that access that holds them, else the one that splits them.
+// The tier for such rows: the first of that access that holds them, else the one that splits them.
 // Rows of a cache line or less have too few bytes to keep a team's accesses busy.
 template <class Table>
 constexpr int tier_of(int64_t rows, int64_t cols, bool vector, bool flat) {

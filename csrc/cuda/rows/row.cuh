@@ -6,7 +6,7 @@
 // kTeam * kElements columns, is worked on tile by tile.
 #pragma once
 
-#include "../standardize.h"
+#include "../../standardize.h"
 #include "elements.cuh"
 
 namespace ws {
@@ -47,15 +47,15 @@ struct Row {
   // A dense one.
   __device__ explicit Row(T* data) : data(data), run(1), run_stride(1), dense(true) {}
 
-  // Calls access(address, i) for every group of columns, i its first register.
-  template <int kElements, int kTeam, int kGroup, class Access>
+  // Calls visit(address, i) for every group of columns, i its first register.
+  template <int kElements, int kTeam, int kGroup, class Visit>
   __device__ __forceinline__ void each(const Columns<kTeam, kGroup, Index>& columns, Index tile,
-                                       Access access) const {
+                                       Visit visit) const {
     if (dense) {
       T* address = data + (tile + columns.first);
 #pragma unroll
       for (int i = 0; i < kElements; i += kGroup) {
-        if (columns.has(tile, i)) access(address + i * kTeam, i);
+        if (columns.has(tile, i)) visit(address + i * kTeam, i);
       }
     } else {
       // A division per access would cost more than its memory traffic: from one to the next, the
@@ -68,7 +68,7 @@ struct Row {
       T* address = data + (first / run * run_stride + in_run);
 #pragma unroll
       for (int i = 0; i < kElements; i += kGroup) {
-        if (columns.has(tile, i)) access(address, i);
+        if (columns.has(tile, i)) visit(address, i);
         in_run += step_in_run;
         address += step;
         if (in_run >= run) {

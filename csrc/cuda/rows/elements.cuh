@@ -23,29 +23,24 @@ __device__ inline void narrow(float x, float& to) { to = x; }
 __device__ inline void narrow(float x, __half& to) { to = __float2half_rn(x); }
 __device__ inline void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
-// Elements that a vector access moves: 16 bytes of the wider type, so that in a kernel that
-// converts both sides move the same elements.
-template <class Weight, class Out>
-constexpr int kVec = 16 / (sizeof(Weight) > sizeof(Out) ? sizeof(Weight) : sizeof(Out));
-
 // The built-in type that one access of so many bytes moves. Elements are moved as these, because
 // the compiler does not merge accesses of __half or __nv_bfloat16 by itself.
 template <int kBytes>
-struct AccessOf;
+struct WordOf;
 template <>
-struct AccessOf<2> {
+struct WordOf<2> {
   using Type = unsigned short;
 };
 template <>
-struct AccessOf<4> {
+struct WordOf<4> {
   using Type = unsigned int;
 };
 template <>
-struct AccessOf<8> {
+struct WordOf<8> {
   using Type = uint2;
 };
 template <>
-struct AccessOf<16> {
+struct WordOf<16> {
   using Type = uint4;
 };
 
@@ -53,9 +48,9 @@ struct AccessOf<16> {
 // convolution reads next.
 template <int kCount, bool kOnce, class T, class A>
 __device__ __forceinline__ void load(const T* from, A* values) {
-  using Access = typename AccessOf<kCount * sizeof(T)>::Type;
-  const Access* address = reinterpret_cast<const Access*>(from);
-  const Access bits = kOnce ? __ldcs(address) : *address;
+  using Word = typename WordOf<kCount * sizeof(T)>::Type;
+  const Word* address = reinterpret_cast<const Word*>(from);
+  const Word bits = kOnce ? __ldcs(address) : *address;
   T elements[kCount];
   memcpy(static_cast<void*>(elements), &bits, sizeof(bits));
 #pragma unroll
@@ -66,16 +61,16 @@ __device__ __forceinline__ void load(const T* from, A* values) {
 // is at times compiled as four of 4.
 template <int kCount, bool kGlobal, class T, class A>
 __device__ __forceinline__ void store(T* to, const A* values) {
-  using Access = typename AccessOf<kCount * sizeof(T)>::Type;
+  using Word = typename WordOf<kCount * sizeof(T)>::Type;
   T elements[kCount];
 #pragma unroll
   for (int k = 0; k < kCount; ++k) narrow(values[k], elements[k]);
-  Access bits;
+  Word bits;
   memcpy(&bits, elements, sizeof(bits));
   if constexpr (kGlobal) {
-    __stwb(reinterpret_cast<Access*>(to), bits);
+    __stwb(reinterpret_cast<Word*>(to), bits);
   } else {
-    *reinterpret_cast<Access*>(to) = bits;
+    *reinterpret_cast<Word*>(to) = bits;
   }
 }
 

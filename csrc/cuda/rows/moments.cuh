@@ -1,4 +1,4 @@
-// The sums of rows, or of parts of rows: what forward and backward need to know before they write.
+// The sums of rows, or of parts of rows: what a pass needs to know before it writes.
 //
 //   1  m = pivot + sum(w - pivot) / n              mg = sum(g) / n
 //   2  r = sum(w - m) / n                          rg = sum(g - mg) / n
@@ -13,13 +13,13 @@
 //   r + e n' / (n + n')    squares + squares' + e^2 n n' / (n + n')    dot + dot' + e eg n n' / (n + n')
 #pragma once
 
-#include "../channel.h"
-#include "rows.cuh"
+#include "../../channel.h"
+#include "row.cuh"
 #include "team.cuh"
 
 namespace ws {
 
-// Forward needs the first three alone.
+// Of a pass without g, the first three alone.
 template <class A>
 struct Moments {
   A m = 0, r = 0, squares = 0;
@@ -27,15 +27,17 @@ struct Moments {
   A sum_g = 0;
 };
 
-// Of kRows rows of n elements at once, which their team holds in registers: w, and with kGrad g.
-// sum_g is found if center or with_sum.
-template <bool kGrad, int kTeam, int kRows, int kElements, int kGroup, class A, class Index>
-__device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRows][kElements],
-                                             const A (&g)[kRows][kElements],
+// Of kRows rows of n elements at once, which their team holds in registers: x[0] is w and, where
+// there is another, x[1] is g. sum_g is found if center or with_sum.
+template <int kTeam, int kCount, int kRows, int kElements, int kGroup, class A, class Index>
+__device__ __forceinline__ void find_moments(Team<kTeam>& team,
+                                             const A (&x)[kCount][kRows][kElements],
                                              const Columns<kTeam, kGroup, Index> (&columns)[kRows],
                                              Index tile, const A (&pivot)[kRows], A n, bool center,
-                                             bool with_sum, Moments<A> (&x)[kRows]) {
+                                             bool with_sum, Moments<A> (&moments)[kRows]) {
+  constexpr bool kGrad = kCount > 1;
   constexpr int kFirst = kGrad ? 2 : 1, kSecond = kGrad ? 4 : 2;
+  const auto &w = x[0], &g = x[kGrad];
   if (center || with_sum) {
     A sums[kRows * kFirst] = {};
 #pragma unroll
@@ -51,10 +53,10 @@ __device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRo
     team.sum(sums);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (center) x[k].m = pivot[k] + sums[k * kFirst] / n;
+      if (center) moments[k].m = pivot[k] + sums[k * kFirst] / n;
       if constexpr (kGrad) {
-        x[k].sum_g = sums[k * kFirst + 1];
-        if (center) x[k].mg = x[k].sum_g / n;
+        moments[k].sum_g = sums[k * kFirst + 1];
+        if (center) moments[k].mg = moments[k].sum_g / n;
       }
     }
   }
@@ -65,11 +67,11 @@ __device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRo
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       if (columns[k].has(tile, i)) {
-        const A dw = w[k][i] - x[k].m;
+        const A dw = w[k][i] - moments[k].m;
         sums[k * kSecond] += dw;
         sums[k * kSecond + 1] += dw * dw;
         if constexpr (kGrad) {
-          const A dg = g[k][i] - x[k].mg;
+          const A dg = g[k][i] - moments[k].mg;
           sums[k * kSecond + 2] += dg;
           sums[k * kSecond + 3] += dg * dw;
         }
@@ -79,13 +81,13 @@ __device__ __forceinline__ void find_moments(Team<kTeam>& team, const A (&w)[kRo
   team.sum(sums);
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
-    x[k].r = center ? sums[k * kSecond] / n : A(0);
+    moments[k].r = center ? sums[k * kSecond] / n : A(0);
     // An overflow stays infinity, which makes the row 0, where inf - inf would make it NaN.
     const A squares = sums[k * kSecond + 1];
-    x[k].squares = isinf(squares) ? squares : squares - n * x[k].r * x[k].r;
+    moments[k].squares = isinf(squares) ? squares : squares - n * moments[k].r * moments[k].r;
     if constexpr (kGrad) {
-      x[k].rg = center ? sums[k * kSecond + 2] / n : A(0);
-      x[k].dot = sums[k * kSecond + 3] - n * x[k].r * x[k].rg;
+      moments[k].rg = center ? sums[k * kSecond + 2] / n : A(0);
+      moments[k].dot = sums[k * kSecond + 3] - n * moments[k].r * moments[k].rg;
     }
   }
 }

@@ -21,8 +21,8 @@ __device__ __forceinline__ A* shared_tile() {
   return tile.elements;
 }
 
-// `count` elements of a block's 128 threads.
-template <class T, class A, int kVec>
+// `count` elements of a block's 128 threads, of which an access to global memory moves kGroup.
+template <class T, class A, int kGroup>
 struct Stretch {
   static constexpr int kThreads = 128;
   static constexpr int kPart = 16 / sizeof(A);  // elements that an access to shared memory moves
@@ -34,22 +34,22 @@ struct Stretch {
   int body;   // aligned accesses after them
 
   __device__ Stretch(T* data, int count) : data(data), count(count) {
-    phase = static_cast<int>(reinterpret_cast<uintptr_t>(data) / sizeof(T) % kVec);
-    head = phase == 0 ? 0 : kVec - phase;
+    phase = static_cast<int>(reinterpret_cast<uintptr_t>(data) / sizeof(T) % kGroup);
+    head = phase == 0 ? 0 : kGroup - phase;
     head = head < count ? head : count;
-    body = (count - head) / kVec;
+    body = (count - head) / kGroup;
   }
 
   // Calls vector(first element) and scalar(element) for what this thread moves.
   template <int kElements, class Vector, class Scalar>
   __device__ __forceinline__ void each(Vector vector, Scalar scalar) const {
-    constexpr int kCount = (kElements + kVec * kThreads - 1) / (kVec * kThreads);
+    constexpr int kCount = (kElements + kGroup * kThreads - 1) / (kGroup * kThreads);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int v = threadIdx.x + i * kThreads;
-      if (v < body) vector(head + v * kVec, i);
+      if (v < body) vector(head + v * kGroup, i);
     }
-    const int thread = threadIdx.x, tail = head + body * kVec;
+    const int thread = threadIdx.x, tail = head + body * kGroup;
     if (thread < head) scalar(thread);
     if (thread < count - tail) scalar(tail + thread);
   }
@@ -57,13 +57,14 @@ struct Stretch {
   // tile[phase + i] = data[i]. All of a thread's loads are under way before the first is used.
   template <int kElements>
   __device__ __forceinline__ void load_to(A* tile) const {
-    A values[(kElements + kVec * kThreads - 1) / (kVec * kThreads)][kVec];
+    A values[(kElements + kGroup * kThreads - 1) / (kGroup * kThreads)][kGroup];
     const auto nothing = [](int) {};
-    each<kElements>([&](int first, int i) { load<kVec, true>(data + first, values[i]); }, nothing);
+    each<kElements>([&](int first, int i) { load<kGroup, true>(data + first, values[i]); },
+                    nothing);
     each<kElements>(
         [&](int first, int i) {
 #pragma unroll
-          for (int k = 0; k < kVec; k += kPart)
+          for (int k = 0; k < kGroup; k += kPart)
             store<kPart, false>(tile + phase + first + k, values[i] + k);
         },
         [&](int element) { load<1, true>(data + element, tile + phase + element); });
@@ -74,15 +75,16 @@ struct Stretch {
   __device__ __forceinline__ void store_from(const A* tile, bool aligned) const {
     each<kElements>(
         [&](int first, int) {
-          A values[kVec];
+          A values[kGroup];
           if (aligned) {
 #pragma unroll
-            for (int k = 0; k < kVec; k += kPart) load<kPart, false>(tile + first + k, values + k);
+            for (int k = 0; k < kGroup; k += kPart)
+              load<kPart, false>(tile + first + k, values + k);
           } else {
 #pragma unroll
-            for (int k = 0; k < kVec; ++k) values[k] = tile[first + k];
+            for (int k = 0; k < kGroup; ++k) values[k] = tile[first + k];
           }
-          store<kVec, true>(data + first, values);
+          store<kGroup, true>(data + first, values);
         },
         [&](int element) { store<1, true>(data + element, tile + element); });
   }

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../standardize.h"
+#include "../../standardize.h"
 
 namespace ws {
 
@@ -45,11 +45,6 @@ struct Batch {
     return low;
   }
 };
-
-static_assert(sizeof(Batch<Forward, kSmallBytes>) <= kSmallBytes);
-static_assert(sizeof(Batch<Backward, kSmallBytes>) <= kSmallBytes);
-static_assert(sizeof(Batch<Forward, kLargeBytes>) <= kLargeBytes);
-static_assert(sizeof(Batch<Backward, kLargeBytes>) <= kLargeBytes);
 
 // One weight whose rows are split over blocks: first a launch for the moments of every chunk of
 // columns, then one that combines a row's and applies them.

@@ -40,30 +40,30 @@ inline int parameter_bytes() {
 }
 
 template <class Args>
-cudaError_t run(const Work<Args>* work, int64_t count, int device, void* stream_handle,
-                WsAllocate allocate, void* context) {
+int run(const Work<Args>* work, int64_t count, int device, void* stream_handle, Allocate allocate,
+        void* context) {
   const OnDevice on(device);
   if (on.error() != cudaSuccess) return on.error();
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  std::vector<Planned<Args>> plans = plan_all(work, count);
+  Launches<Args> launches(work, count);
   cudaError_t error = cudaSuccess;
-  const int64_t bytes = workspace_of(plans);
+  const int64_t bytes = launches.workspace_bytes();
   void* workspace = nullptr;
   if (bytes > 0 && allocate != nullptr) workspace = allocate(context, bytes);
   if (bytes > 0 && allocate == nullptr) error = cudaMallocAsync(&workspace, bytes, stream);
   if (error != cudaSuccess) return error;
-  launch_all(std::move(plans), parameter_bytes(), workspace,
-             [&](auto* kernel, int64_t blocks, int threads, auto& parameter) {
-               if (error != cudaSuccess) return;
-               if (blocks > kMaxBlocks) {
-                 error = cudaErrorInvalidConfiguration;
-                 return;
-               }
-               void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
-               cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads),
-                                parameters, 0, stream);
-               error = cudaGetLastError();  // and not the launch's result: this clears it too
-             });
+  launches.start(parameter_bytes(), workspace,
+                 [&](auto* kernel, int64_t blocks, int threads, auto& parameter) {
+                   if (error != cudaSuccess) return;
+                   if (blocks > kMaxBlocks) {
+                     error = cudaErrorInvalidConfiguration;
+                     return;
+                   }
+                   void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
+                   cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks),
+                                    dim3(threads), parameters, 0, stream);
+                   error = cudaGetLastError();  // and not the launch's result: this clears it too
+                 });
   if (bytes > 0 && allocate == nullptr) cudaFreeAsync(workspace, stream);
   return error;
 }

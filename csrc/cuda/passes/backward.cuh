@@ -1,0 +1,56 @@
+// grad_weight = (g - mg) * factor_g + ((w - m) * factor_w + offset): r and rg enter it as one offset.
+// csrc/standardize.h has the mathematics.
+#pragma once
+
+#include "../kernels.cuh"
+
+namespace ws {
+
+template <class W, class Y>
+struct BackwardPass {
+  using Args = Backward;
+  using Weight = W;
+  using Out = Y;
+  using A = Accumulator<W>;
+  static constexpr int kWide = sizeof(W) == 8 ? 18 : 36, kTeamRows = 2;
+  // One fewer, for want of a few registers, would cost a quarter of the bytes in flight.
+  static constexpr int kBlocks = 4;
+
+  struct Factors {
+    A m, mg, factor_w, factor_g, offset;
+  };
+
+  static __device__ __forceinline__ bool needs_sum(const Backward& args) {
+    return args.vectors[Backward::kGradShift] != nullptr;
+  }
+
+  static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Backward& args,
+                                                    int64_t row, bool writes) {
+    const auto* const gains = static_cast<const W*>(args.vectors[Backward::kGain]);
+    const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
+    const Channel<A> channel = channel_of(var, args.formula);
+    const A gain = gains ? widen(gains[row]) : A(1);
+    A factor_g = channel.s * gain;
+    A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
+    // Of a channel that has nearly decayed to a constant, and counts as one: 0, as k is, and not NaN.
+    if (isinf(factor_w)) factor_w = factor_g = 0;
+    if (writes) {
+      auto* const grad_gain = static_cast<W*>(args.vectors[Backward::kGradGain]);
+      auto* const grad_shift = static_cast<W*>(args.vectors[Backward::kGradShift]);
+      const A of_gain = channel.s * x.dot;
+      if (grad_gain) store<1, true>(grad_gain + row, &of_gain);
+      if (grad_shift) store<1, true>(grad_shift + row, &x.sum_g);
+    }
+    return {x.m, x.mg, factor_w, factor_g, -(x.rg * factor_g + x.r * factor_w)};
+  }
+
+  static __device__ __forceinline__ void apply(const Factors& by, A& w, A g) {
+    w = (g - by.mg) * by.factor_g + ((w - by.m) * by.factor_w + by.offset);
+  }
+};
+
+inline const Kernels<Backward>& kernels_of(const Backward&, Types types) {
+  return kKernels<BackwardPass>[types];
+}
+
+}  // namespace ws
