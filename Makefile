@@ -53,7 +53,7 @@ gpu:
 
 # The CPU's kernels and _C under GCC's address and undefined-behaviour sanitizers, in a build of their
 # own, for the tests that give them random numbers in any shape, strides, dtype and overlap.
-ASAN_TESTS := $(addprefix tests/core/test_,$(addsuffix .py,forward backward degenerate layout many c_module \
+ASAN_TESTS := $(addprefix tests/core/test_,$(addsuffix .py,kernels degenerate layout many c_module \
   c_module_overlap c_module_producers magnitudes raw_ops))
 asan: build
 	PATH="$(abspath $(BIN)):$$PATH" WS_CUDA=off CMAKE_ARGS=-DWS_SANITIZE=ON \

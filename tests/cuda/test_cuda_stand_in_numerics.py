@@ -6,6 +6,8 @@ from accuracy import layer_norm_errors
 from cuda_stand_in.check import check, run
 from cuda_stand_in.kernels import F32, TYPES
 
+pytestmark = pytest.mark.slow
+
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
 # A kernel of every kind: part of a warp, where teams share one, a block with its barriers, and one

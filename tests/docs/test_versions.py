@@ -51,3 +51,8 @@ def test_workflows(workflow):
     if actionlint := shutil.which("actionlint"):
         run = subprocess.run([actionlint, workflow], capture_output=True, text=True)
         assert run.returncode == 0, run.stdout
+
+
+def test_the_tests_of_make_asan_exist():
+    names = re.search(r"addsuffix \.py,([\w\s\\]+)\)", MAKEFILE)[1].replace("\\", "").split()
+    assert all((ROOT / "tests/core" / f"test_{name}.py").exists() for name in names)
