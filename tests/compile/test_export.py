@@ -13,7 +13,8 @@ def called(program):
     return {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
 
 
-@pytest.mark.parametrize("strict", [False, True])  # traced through Python, or through its bytecode
+# traced through Python, or through its bytecode
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_export_keeps_the_op_and_computes_the_same(name, strict, tmp_path):
     model, x, expected = converted(name)
