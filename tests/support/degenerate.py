@@ -8,7 +8,6 @@ and shifts of 0. The ways are in core/test_degenerate.py and cuda/test_cuda_dege
 import torch
 from accuracy import assert_close, relative_error
 from torch_ws import Formula, formulas, reference
-from torch_ws.formulas import denominator
 
 RESULTS = ("out", "grad_weight", "grad_gain", "grad_shift")
 
@@ -46,7 +45,7 @@ def constant_rows(run, cols, dtypes):
             assert not result["grad_weight"].any()
         else:
             expected = grad.double() - (grad.double().mean(1, keepdim=True) if center else 0)
-            expected *= scale / denominator(torch.zeros(()).double(), eps, mode)
+            expected *= scale / reference.denominator(torch.zeros(()).double(), eps, mode)
             error = relative_error(result["grad_weight"], expected)
             assert error <= 4 * torch.finfo(dtypes[0]).eps
 
