@@ -1,10 +1,18 @@
 """Fixtures: a forced instruction set, the CUDA kernels on the CPU, the same random weights."""
 
+import ctypes
+import os
+
 import pytest
 import torch
 import torch_ws
+from filelock import FileLock
 from small_network import batch, twins
 from torch_ws import _C
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
+if WORKERS:  # they share the cores
+    torch.set_num_threads(max(1, os.cpu_count() // WORKERS))
 
 ISAS = ("avx512", "avx2", "default")
 
@@ -35,18 +43,25 @@ def isa(request):
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
-    """The CUDA kernels compiled for the CPU, once for all files: it takes half a minute."""
+    """The CUDA kernels compiled for the CPU, once for all files and workers: half a minute."""
     from cuda_stand_in.kernels import Kernels, build, toolkit_includes
 
     includes = toolkit_includes()
     if includes is None:
         pytest.skip("no CUDA toolkit: cuda_fp16.h is not found")
-    return Kernels(build(tmp_path_factory.mktemp("cuda_stand_in"), includes))
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if WORKERS else folder) / "cuda_stand_in"
+    library = folder / "libws_stand_in.so"
+    with FileLock(f"{folder}.lock"):
+        if not library.exists():
+            folder.mkdir(exist_ok=True)
+            build(folder, includes)
+    return Kernels(ctypes.CDLL(str(library)))
 
 
 @pytest.fixture
 def kernels(stand_in):
-    """That, with one thread: to wake others for small references takes longer."""
+    """The stand-in, with one thread: for small references more threads take longer."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield stand_in

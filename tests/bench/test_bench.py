@@ -56,6 +56,7 @@ def test_check_refuses_nan():
     assert math.isnan(error(torch.tensor([1.0, math.nan]), torch.tensor([1.0, 1.0])))
 
 
+@pytest.mark.slow
 def test_compile_computes_its_formula():
     tensors = make_tensors(weight_workload("8x8"), torch.float32, torch.float32, "cpu")
     try:
@@ -146,6 +147,7 @@ def test_timing_quartiles():
 # --- the command line
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     """The whole program on the smallest weight, and what it leaves in its files."""
     arguments = "--shapes 8x8 --providers layer_norm --seconds 0.01 --threads 1"

@@ -16,6 +16,7 @@ from bench.weights.providers import COPY, ELEMENTWISE
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_runs_without_rich_and_matplotlib(tmp_path):
     script = """
 import sys

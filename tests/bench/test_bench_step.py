@@ -119,6 +119,7 @@ def test_check_accepts(name, options):
     assert (torch.bfloat16 in check.errors) == options.get("autocast", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "layer", "grouped", "held"])
 def test_check_accepts_compiled(name, monkeypatch):
     # the graphs are what could go wrong; code for them would take minutes

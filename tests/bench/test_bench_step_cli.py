@@ -42,6 +42,7 @@ def test_overhead_is_taken_within_rounds():
 # --- the command line
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     pytest.importorskip("matplotlib")
     printed, found, picture = run_program(SMALL, tmp_path)

@@ -98,6 +98,7 @@ def test_evaluation_sees_every_change(grouped):
     assert graphs.forward == [{"forward_many": 1} if grouped else {"forward": 6}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_inductor(grouped):
     model = nn.Sequential(

@@ -13,7 +13,8 @@ def called(program):
     return {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
 
 
-@pytest.mark.parametrize("strict", [False, True])  # traced through Python, or through its bytecode
+# traced through Python, or through its bytecode
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_export_keeps_the_op_and_computes_the_same(name, strict, tmp_path):
     model, x, expected = converted(name)
@@ -62,6 +63,7 @@ def test_an_exported_program_can_be_trained():
         torch.testing.assert_close(grad, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])  # the op and its list form
 @pytest.mark.parametrize("below_autograd", [False, True])  # ws::standardize, or ws::forward
 def test_decomposed_it_runs_where_torch_ws_is_not(grouped, below_autograd, tmp_path):
@@ -90,6 +92,7 @@ def test_the_table_of_decompositions_is_a_copy():
     assert torch.ops.ws.standardize.default in torch_ws.decompositions()
 
 
+@pytest.mark.slow
 def test_aotinductor_packages_and_loads(tmp_path, monkeypatch):
     # where inductor refuses ops that PyTorch's own table has a decomposition of
     monkeypatch.setenv("CI", "true")

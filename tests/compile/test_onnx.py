@@ -9,6 +9,8 @@ from architectures import ARCHITECTURES, UNet
 from conversions import close, converted, quietly
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 onnxscript = pytest.importorskip("onnxscript")

@@ -60,6 +60,7 @@ assert {p.device.type for p in model.parameters()} == {"cpu"}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])  # whose class is made at run time
 def test_a_whole_model_loads_in_a_process_without_a_gpu(grouped, tmp_path):
     torch.save(converted("unet 2-d", grouped), tmp_path / "model.pt")

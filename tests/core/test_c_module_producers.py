@@ -50,6 +50,14 @@ class Versioned(ctypes.Structure):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def cheap_collections():
+    """Of what these tests make alone."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def int64s(values):
     return None if values is None else (ctypes.c_int64 * max(1, len(values)))(*values)
 

@@ -1,25 +1,17 @@
 """docs/formulas.md: its tables are what torch_ws.formulas says and what the code computes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from formulas_page import table
 from published import PUBLISHED
 from torch_ws import Formula, formulas, standardize
 
-PAGE = (Path(__file__).parents[2] / "docs" / "formulas.md").read_text()
 EXACT = Formula(eps=0.0, eps_mode="var")
 
 # A stem, a narrow and a wide 3x3, a wide 1x1 and a depthwise layer.
 SHAPES = [(64, 3, 7, 7), (64, 64, 3, 3), (512, 512, 3, 3), (2048, 512, 1, 1), (64, 1, 3, 3)]
-
-
-def table(first_column):
-    """The rows of the page's table with that heading, as dicts from heading to cell."""
-    (block,) = re.findall(rf"^\| {first_column} \|.*?(?=\n\n)", PAGE, re.MULTILINE | re.DOTALL)
-    headings, _, *rows = [[c.strip() for c in line.split("|")[1:-1]] for line in block.split("\n")]
-    return [dict(zip(headings, row, strict=True)) for row in rows]
 
 
 def initialized(shape, seed=0):

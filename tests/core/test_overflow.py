@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch_ws
 from accuracy import assert_close
+from formulas_page import table
 from published import bit_pytorch, lucidrains
-from test_deviations import table
 from torch_ws import Formula, formulas, standardize
 
 FAN_IN = 4608  # 512 * 3 * 3, a ResNet's widest

@@ -46,6 +46,18 @@ SAME = {frozenset(("qiao_bcn", "mmcv_aws"))}
 
 WITH_GAMMA = ("timm_scaled", "timm_nfnet", "keras_nfnet")
 
+# A shape's path does not depend on the formula: every source takes one shape, and every shape these
+# two, one with a gain and a shift, and one whose scale and eps depend on N.
+FOR_EVERY_SHAPE = ("mmcv_aws-mmcv_conv_aws", "nfnet-deepmind")
+
+
+def on_shapes(names, first):
+    """Parametrizes a test: every source on the first shape, the others as above."""
+    cases = [(source, first) for source in PUBLISHED]
+    cases += [(s, n) for s in PUBLISHED if str(s) in FOR_EVERY_SHAPE for n in names if n != first]
+    return pytest.mark.parametrize("source, name", cases, ids=str)
+
+
 STDS = torch.logspace(-5, -0.5, 16, dtype=torch.float64)
 
 
@@ -87,8 +99,7 @@ def test_every_name_has_a_source():
     assert {source.formula for source in PUBLISHED} == set(formulas)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(WEIGHTS, "conv2d")
 def test_function(source, name):
     shape, channel_dim = WEIGHTS[name]
     weight = make_weight(shape, channel_dim).requires_grad_()
@@ -121,8 +132,7 @@ def output_channels(weight, layer):
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(LAYERS, "WSConv2d")
 def test_layer(source, name):
     cls, arguments, options = LAYERS[name]
     asked = {vector: True for vector in source.takes}
@@ -181,55 +191,6 @@ def test_formulas_without_a_name():
     check(standardize(weight, formula=norm_and_eps), huang_pytorch(weight), 36)
 
 
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
-def test_a_constant_channel(source):
-    """Values and gradients where the source has them; zeros where it has 0 / 0.
-
-    0.25 is exact in every sum, so that the source's variance is exactly 0 too.
-    """
-    weight = make_weight((16, 4, 3, 3))
-    weight[3] = 0.25 if formulas[source.formula].center else 0
-    weight.requires_grad_()
-    vectors, grad = make_vectors(source.takes), torch.randn(weight.shape, dtype=torch.float64)
-    expected = source.compute(weight, **vectors)
-    (expected_grad,) = torch.autograd.grad(expected, weight, grad)
-    actual = standardize(weight, **vectors, formula=source.formula)
-    (actual_grad,) = torch.autograd.grad(actual, weight, grad)
-    shift = vectors["shift"][3] if "shift" in vectors else 0
-    assert (actual[3] == shift).all()
-    if formulas[source.formula].eps > 0:
-        assert (expected[3] == shift).all()
-        check(actual_grad, expected_grad, 36)
-    else:
-        assert expected[3].isnan().all()
-        assert (actual_grad[3] == 0).all()
-
-
-@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
-def test_one_element_a_channel(source):
-    """A depthwise 1x1 kernel: zeros, also where the source refuses or divides 0 by 0."""
-    formula, vectors = formulas[source.formula], make_vectors(source.takes)
-    weight = make_weight((16, 1, 1, 1))
-    try:
-        expected = source.compute(weight, **vectors)
-    except ValueError as refused:
-        assert "more than 1 value per channel" in str(refused)  # batch norm's own condition
-        expected = None
-    if formula.correction == 1:
-        assert expected.isnan().all()  # a sample variance of one value is 0 / 0
-        with pytest.raises(ValueError, match="correction"):
-            standardize(weight, **vectors, formula=formula)
-    elif not formula.center:
-        check(standardize(weight, **vectors, formula=formula), expected, 1)
-    else:
-        assert (standardize(weight, **vectors, formula=formula) == 0).all()
-        if expected is not None and formula.eps > 0:
-            assert expected.abs().max() <= tolerance(1)  # group norm rounds
-        elif expected is not None:
-            assert expected.isnan().all()
-
-
 # Initialized as torch.nn does it. In float32 the source's arithmetic has errors of its own.
 FLOAT32 = {
     "stem": (64, 3, 7, 7),
@@ -244,8 +205,7 @@ def rms_error(actual, expected):
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("name", FLOAT32)
-@pytest.mark.parametrize("source", PUBLISHED, ids=str)
+@on_shapes(FLOAT32, "conv2d")
 def test_float32(source, name):
     """At most twice as far from the source in float64 as the source in float32, plus a rounding."""
     weight = torch.nn.init.kaiming_uniform_(torch.empty(FLOAT32[name]), a=5**0.5)

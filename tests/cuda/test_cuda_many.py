@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cuda_check import all_equal, every_dtype, needs_gpu
-from test_cuda import names_of
+from cuda_check import all_equal, every_dtype, names_of, needs_gpu
 from torch_ws import standardize, standardize_many
 
 pytestmark = needs_gpu

@@ -29,6 +29,8 @@ both = pytest.mark.parametrize("direction", ["forward", "backward"])
 # How many tiers the launch tables have; test_tables holds this against them.
 ACCESSES = {"vector": 9, "flat": 4, "scalar": 5}
 TIERS = [(access, i) for access, count in ACCESSES.items() for i in range(count)]
+# One entry of every kernel: blocks of 128 threads, unaligned and of 512, and rows split over blocks
+FAST = [("vector", 0), ("flat", 0), ("vector", 7), ("vector", 8), ("scalar", 4)]
 
 
 @both
@@ -60,7 +62,11 @@ def rows_for(plan, cols):
     return plan.rows + 1
 
 
-@pytest.mark.parametrize("access, tier", TIERS, ids=[f"{access}{i}" for access, i in TIERS])
+@pytest.mark.parametrize(
+    "access, tier",
+    [pytest.param(*t, marks=[pytest.mark.slow] * (t not in FAST)) for t in TIERS],
+    ids=[f"{access}{i}" for access, i in TIERS],
+)
 @both
 @every_types
 def test_every_tier(kernels, direction, types, access, tier):
@@ -88,6 +94,7 @@ def test_every_tier(kernels, direction, types, access, tier):
             assert result.record.load_count == rows * cols // step * len(inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cols", [9, 25, 27, 49, 147])  # depthwise 3x3, 5x5; 3-D 3x3x3; 7x7; a stem
 @pytest.mark.parametrize("types", [F32, BF16, 5], ids=["f32", "bf16", "f32-bf16"])
 @both
@@ -142,6 +149,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_length, gap, f32, bf16", RUNS)
 @both
 def test_runs(kernels, direction, run_length, gap, f32, bf16):

@@ -61,6 +61,7 @@ def of_architecture(kernels, architecture):
     return kernels[architecture]
 
 
+@pytest.mark.slow
 @every_architecture
 def test_every_pair_of_types_is_there(of_architecture):
     pairs = [(name, name) for name in machine_code.TYPES]
@@ -70,11 +71,13 @@ def test_every_pair_of_types_is_there(of_architecture):
     assert all(kernel.memory for kernel in of_architecture)  # none was missed in the machine code
 
 
+@pytest.mark.slow
 @every_architecture
 def test_registers_alone(of_architecture):
     assert not [found for kernel in of_architecture if (found := local_memory(kernel))]
 
 
+@pytest.mark.slow
 @every_architecture
 def test_wide_accesses(of_architecture):
     assert not [found for kernel in of_architecture for found in narrow_accesses(kernel)]

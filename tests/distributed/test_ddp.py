@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import pytest
 import torch
 import torch_ws
 from small_network import (
@@ -11,6 +12,8 @@ from small_network import (
     network,
 )
 from torch import nn
+
+pytestmark = pytest.mark.slow
 
 
 class Stack(nn.Module):

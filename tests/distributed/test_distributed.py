@@ -18,6 +18,8 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 
 from distributed_workers import CASES
 
+pytestmark = pytest.mark.slow
+
 WORKERS = Path(__file__).with_name("distributed_workers.py")
 LIMIT = 150  # seconds, for a group of processes that hangs
 

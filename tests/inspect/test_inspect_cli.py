@@ -27,6 +27,7 @@ def rows(out, name):
     return [line.split() for line in out.splitlines() if line.split()[:1] == [name]]
 
 
+@pytest.mark.slow
 def test_the_command(resnet):
     path, model = resnet
     done = run(path, COLUMNS="40")  # of no terminal: nothing is folded or cut
@@ -64,6 +65,7 @@ def test_the_command(resnet):
     assert lines[-1] == "left out: 1 2-d (--linear adds them): 3.weight"
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_and_the_columns_that_fit(resnet):
     path, _ = resnet
     done = run(path, FORCE_COLOR="1", COLUMNS="90")
@@ -98,6 +100,7 @@ def test_the_work_for_a_table_grows_with_its_layers(tmp_path, monkeypatch, capsy
     assert calls(300) - calls(200) <= 100 * cells * 2
 
 
+@pytest.mark.slow
 def test_a_name_too_long_for_a_terminal_is_folded(tmp_path):
     path = save(tmp_path, **{"x" * 100 + "__weight": torch.randn(3, 3, 3)})
     done = run(path, FORCE_COLOR="1", COLUMNS="80")

@@ -156,6 +156,7 @@ def test_numbers_in_names_of_any_length(tmp_path, capsys):
     assert max(map(len, tables.splitlines())) < 1200  # the names are folded
 
 
+@pytest.mark.slow
 def test_names_that_no_encoding_has(tmp_path):
     torch.save({"a\ud800\x1b[2J.weight": torch.randn(2, 3, 3)}, tmp_path / "w.pt")
     done = run(tmp_path / "w.pt", PYTHONIOENCODING="ascii", COLUMNS="20")

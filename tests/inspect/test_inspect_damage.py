@@ -65,6 +65,7 @@ def test_memory_is_bounded(tmp_path, capsys, zipped):
     assert "cannot be loaded: MemoryError" in refused(path, capsys)
 
 
+@pytest.mark.slow
 @linux
 def test_a_reader_that_crashes(tmp_path):
     """Tuple in tuple, a million deep, as a key: their hash overflows the stack of the process."""

@@ -119,6 +119,7 @@ def test_only_quantized_weights(tmp_path, capsys):
     assert "no layers found; 1 I8, not floating-point: a.weight\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_unreadable_file_in_a_process_of_its_own(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      and more")
     for path in (tmp_path / "w.safetensors", tmp_path / "nowhere"):

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch_ws
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(torch_ws.__file__).parent
 

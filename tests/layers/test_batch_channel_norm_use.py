@@ -131,6 +131,7 @@ def _data_parallel(rank):
     return source, data, [p.grad for p in model.parameters()], model.module.state_dict()
 
 
+@pytest.mark.slow
 def test_data_parallel():
     """As in one process that keeps both ranks' estimates: rank 1 begins each pass with rank 0's."""
     results = in_two_processes(_data_parallel)

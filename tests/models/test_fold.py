@@ -129,6 +129,7 @@ def test_layers_that_standardize_a_weight_along_different_axes_are_untied():
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.slow
 def test_pickled_whole_it_loads_where_torch_ws_is_not(tmp_path):
     models = {}
     for name in ("resnet", "unet 2-d", "transformer"):

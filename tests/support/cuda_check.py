@@ -29,6 +29,10 @@ def check(weight, grad, gain=None, shift=None, **kwargs):
         assert_close(a, e, peers[1])
 
 
+def names_of(dtypes):
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+
 def needs_memory(gigabytes):
     """Skips the test where less is free."""
     torch.cuda.empty_cache()
