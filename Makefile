@@ -27,7 +27,7 @@ NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 # A file's tests run in one of the processes, so that what they share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: build test test-all bench gpu format check clean
+.PHONY: build test test-all bench gpu asan docs format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -51,6 +51,24 @@ bench: build
 gpu:
 	$(PYTHON) -m gpu --out $(OUT) $(ARGS)
 
+# The CPU's kernels and _C under GCC's address and undefined-behaviour sanitizers, in a build of their
+# own, for the tests that give them random numbers in any shape, strides, dtype and overlap.
+ASAN_TESTS := $(addprefix tests/core/test_,$(addsuffix .py,kernels degenerate layout many c_module \
+  c_module_overlap c_module_producers magnitudes raw_ops))
+asan: build
+	PATH="$(abspath $(BIN)):$$PATH" WS_CUDA=off CMAKE_ARGS=-DWS_SANITIZE=ON \
+	  $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	PYTHONPATH=$(abspath build/asan/lib) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest $(ASAN_TESTS) $(ARGS)
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/docs: $(VENV)/built
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -63,7 +81,7 @@ check: $(VENV)/lint
 	$(BIN)/mypy
 
 $(VENV)/lint: $(VENV)/installed
-	$(BIN)/pip install -q "ruff==0.17.*" "clang-format==23.*" "mypy==2.4.*"
+	$(BIN)/pip install -q "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
 	touch $@
 
 clean:

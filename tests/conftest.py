@@ -61,7 +61,7 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture
 def kernels(stand_in):
-    """That, with one thread: to wake others for small references takes longer."""
+    """The stand-in, with one thread: for small references more threads take longer."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield stand_in

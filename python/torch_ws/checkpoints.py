@@ -68,7 +68,7 @@ def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue  # not a convolution's
         if gain.shape == (len(weight), 1, 1, 1):
             changes[key] = key, gain.reshape(-1)
-        elif gain.shape != (len(weight),):  # which is ours
+        elif gain.shape != (len(weight),):  # a gain of shape (O,) is torch_ws's own
             bad.append(_wrong_shape(key, gain, len(weight)))
     return _translated("from_timm", state_dict, changes, bad)
 
@@ -79,14 +79,16 @@ def from_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     For a model with formula "mmcv_aws", ``gain=True`` and ``shift=True``; ``requires_grad_(False)``
     on both keeps them constant as mmcv does. ConvWS2d's keys stay: "qiao".
 
-    A checkpoint without the two is one of plain convolutions, from which mmcv derives them so that
-    the model computes what it did. ``convert(model, "mmcv_aws", preserve=True)`` after loading it
-    is the same.
+    Args:
+        state_dict: as in `from_timm`.
 
-    Args, Returns, Raises:
-        As :func:`from_timm`. Also refused by name: one of the two without the other or the weight;
-        DetectoRS's SAConv2d, which is more than a standardized convolution; a gamma with a mean not
-        above 0, which mmcv replaces on loading.
+    Returns:
+        A state dict for layers of torch_ws; see this module.
+
+    Raises:
+        TypeError, ValueError: as `from_timm`. Also refused by name: one of the two without
+            the other or the weight; DetectoRS's SAConv2d, which is more than a standardized
+            convolution; a gamma with a mean not above 0, which mmcv replaces on loading.
     """
     _check(state_dict)
     changes, bad = {}, []
@@ -119,8 +121,14 @@ def from_composer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parametrization has no tensors of its own are translated; from another such parametrization
     they cannot be told.
 
-    Args, Returns, Raises:
-        As :func:`from_timm`.
+    Args:
+        state_dict: as in `from_timm`.
+
+    Returns:
+        A state dict for layers of torch_ws; see this module.
+
+    Raises:
+        TypeError, ValueError: as `from_timm`.
     """
     _check(state_dict)
     changes = {}
@@ -138,22 +146,20 @@ def from_weight_norm(
     """torch's weight_norm, both styles: v becomes weight, and g (O, 1, ...) gain (O,).
 
     Translates ``weight_g`` and ``weight_v`` as well as ``parametrizations.weight.original0`` and
-    ``original1``, for a model with formula "weight_norm" and ``gain=True``; ``linear=True`` where
-    linear layers have it. For a channel of zeros torch computes NaN, torch_ws 0.
-
-    The norms must be those of the output channels: ``dim=0``, for transposed convolutions ``dim=1``
-    without groups. weight_norm's default for these is ``dim=0`` too, the input channels. It is
-    refused where the shapes show it: by the length of the bias, or later by ``load_state_dict``,
-    because the gain has not one value an output channel. A transposed convolution with as many
-    inputs as outputs shows nothing; pass `model`, which does.
+    ``original1``, for a model with formula "weight_norm" and ``gain=True``. The norms must be those
+    of the output channels: ``dim=0``, for transposed convolutions ``dim=1`` without groups. Where
+    the shapes do not show which they are, `model` does.
 
     Args:
-        state_dict: as in :func:`from_timm`.
+        state_dict: as in `from_timm`.
         model: the model that is to load it, converted or not. Its layers say which are transposed.
 
-    Returns, Raises:
-        As :func:`from_timm`. Also refused by name: g without v, v without g; norms that are not the
-        output channels'; a layer that `model` does not have.
+    Returns:
+        A state dict for layers of torch_ws; see this module.
+
+    Raises:
+        TypeError, ValueError: as `from_timm`. Also refused by name: g without v, v without g;
+            norms that are not the output channels'; a layer that `model` does not have.
     """
     _check(state_dict)
     if not isinstance(model, (nn.Module, type(None))):

@@ -136,7 +136,7 @@ class _ByName(dict):
 
 
 def did_you_mean(name) -> str:
-    """For an error about a name that is not in :data:`formulas`: those in it that are near."""
+    """For an error about a name that is not in `formulas`: those in it that are near."""
     near = difflib.get_close_matches(str(name).lower(), formulas)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 

@@ -27,7 +27,7 @@ def standardize(
     channel_dim: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The same as :func:`torch_ws.standardize`, operation by operation."""
+    """The same as [`torch_ws.standardize`][], operation by operation."""
     formula = resolve(formula)
     check_weight(weight, channel_dim)
     arguments = formula.arguments(weight.numel() // (weight.shape[channel_dim] or 1) or 1)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 FILES = ["setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "Makefile"]
-FILES += ["requirements-nvcc.txt"]
-FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "gpu"]
+FILES += ["requirements-nvcc.txt", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"]
+FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "gpu", ".github"]
 OUTPUTS = ("*.so", "*.pyc", "build.json", "bench/out/*")  # of builds and runs
 
 
@@ -65,6 +65,8 @@ print(torch_ws.__file__, torch_ws.__version__, torch_ws.info()["cuda_reason"], s
 w = torch.randn(4, 9, dtype=torch.float64)
 torch.testing.assert_close(torch_ws.standardize(w), torch_ws.reference.standardize(w))
 for module in pkgutil.walk_packages(torch_ws.__path__, "torch_ws."):
+    if module.name == "torch_ws.libws":  # of operators, for torch.ops.load_library
+        continue
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
     print(module.name)

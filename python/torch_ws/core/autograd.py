@@ -4,7 +4,7 @@ The library registers three raw ops without derivatives (csrc/torch/ops.cpp):
 
     ws::forward, ws::backward, ws::backward_affine
 
-Here :class:`Standardize` joins them into one autograd node, which saves the weight and nothing of
+Here `Standardize` joins them into one autograd node, which saves the weight and nothing of
 its size, and ``ws::standardize`` gets that node as its Autograd kernel. Where a node of Python code
 does not reach (torch.func transforms, forward-mode AD, double backward), the reference's plain
 operations take over.
@@ -24,7 +24,7 @@ raw_backward_affine = direct(torch.ops.ws.backward_affine)
 
 
 class Standardize(torch.autograd.Function):
-    """One autograd node, called by :data:`apply` with ``(weight, gain, shift, arguments)``.
+    """One autograd node, called by `apply` with ``(weight, gain, shift, arguments)``.
 
     arguments: the op's ``(channel_dim, eps, eps_mode, correction, center, scale, dtype)``.
     """

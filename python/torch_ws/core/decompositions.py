@@ -1,6 +1,6 @@
 """The ops as plain PyTorch operations, for programs that run without torch_ws.
 
-`torch.export` keeps ws::standardize as one op; :func:`decompositions` replaces it afterwards. The
+`torch.export` keeps ws::standardize as one op; `decompositions` replaces it afterwards. The
 table is ours and not part of PyTorch's: inductor refuses ops that have an entry there and no
 lowering, if the environment has CI in it.
 """
@@ -33,13 +33,13 @@ _TABLE: dict[Any, Callable] = {
 def decompositions() -> dict[Any, Callable]:
     """The ops of torch_ws as plain PyTorch operations, as `run_decompositions` takes them.
 
-    The program then needs no torch_ws where it is loaded, and ONNX can express it::
+    The program then needs no torch_ws where it is loaded, and ONNX can express it:
 
         program = torch.export.export(model.eval(), (x,))
         plain = program.run_decompositions(torch_ws.decompositions())
 
     Returns:
-        A new dict: an op of `torch.ops.ws` -> the function that :mod:`torch_ws.reference` has for
+        A new dict: an op of `torch.ops.ws` -> the function that [`torch_ws.reference`][] has for
         it. Merge it with ``torch.export.default_decompositions()`` for core ATen throughout.
     """
     return dict(_TABLE)

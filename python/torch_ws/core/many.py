@@ -1,7 +1,7 @@
 """Many weights at once: the list forms of the function, of its autograd node and of the op.
 
 On the CPU all rows of all weights share one parallel region, split by bytes; on CUDA they share a
-launch. Results are bitwise those of :func:`torch_ws.standardize`.
+launch. Results are bitwise those of [`torch_ws.standardize`][].
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def standardize_many(
     result that gets none costs nothing.
 
     Args:
-        weights: tensors as for :func:`standardize`, on one device; shapes and dtypes may differ.
+        weights: tensors as for `standardize`, on one device; shapes and dtypes may differ.
         gains: for each weight a (C,) tensor or None. None: no gains.
         shifts: likewise.
         formula: one for all, or a sequence of one for each weight.
@@ -71,7 +71,7 @@ def standardize_many(
         A list of tensors of the weights' shapes and strides; empty for an empty list.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`standardize`, naming the weight by its
+        TypeError, ValueError, NotImplementedError: as `standardize`, naming the weight by its
             index; ValueError for lists of different lengths and for weights on several devices.
     """
     weights = _listed("weights", weights)
@@ -90,7 +90,7 @@ def standardize_many(
         scalars = scalars_of(weights, formulas, channel_dims)
         arguments = (channel_dims, scalars, dtype)
         traced = torch.compiler.is_compiling()
-        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
+        if traced and not torch.onnx.is_in_onnx_export():  # ONNX has no such op
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
         if traced or needs_reference() or not known:
@@ -117,7 +117,7 @@ def standardize_many(
 
 
 class StandardizeMany(torch.autograd.Function):
-    """One node for all weights, called by :data:`apply_many` with ``(arguments, *tensors)``.
+    """One node for all weights, called by `apply_many` with ``(arguments, *tensors)``.
 
     arguments: the op's ``(channel_dims, formulas, dtype)``, and optionally the results, where they
     have been computed before; tensors: weights, gains and shifts.

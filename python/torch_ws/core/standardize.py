@@ -27,7 +27,7 @@ def standardize(
 ) -> Tensor:
     """Standardizes every output channel of a weight. Differentiable.
 
-    Equivalent to, for a convolution's weight and the default formula::
+    Equivalent to, for a convolution's weight and the default formula:
 
         std, mean = torch.std_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         out = (weight - mean) / (std + 1e-5)
@@ -42,7 +42,7 @@ def standardize(
             what is dense in memory is not copied, whatever its memory format.
         gain: (C,), in the weight's dtype.
         shift: (C,), in the weight's dtype.
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][].
         channel_dim: the dimension of the output channels; 1 for a transposed convolution.
         dtype: the result's dtype, by default the weight's. A float32 weight gives its bfloat16 or
             float16 result in the same pass.
@@ -57,14 +57,14 @@ def standardize(
         NotImplementedError: a sparse or quantized tensor.
 
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
-    Standardization", arXiv:1903.10520. For the other formulas see :mod:`torch_ws.formulas`.
+    Standardization", arXiv:1903.10520. For the other formulas see [`torch_ws.formulas`][].
     """
     try:
         resolved = resolve(formula)
         scalars = resolved.fixed or resolved.arguments(fan_in_of(weight, channel_dim))
         arguments = (channel_dim, *scalars, dtype)
         traced = is_compiling() or is_tracing()
-        if traced and not torch.onnx.is_in_onnx_export():  # which has no such op
+        if traced and not torch.onnx.is_in_onnx_export():  # ONNX has no such op
             return _op(weight, gain, shift, *arguments)
         if traced or needs_reference() or not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             check(weight, gain, shift, *arguments)

@@ -1,6 +1,6 @@
 """FSDP2 gathers standardized weights: each rank standardizes the channels that it owns.
 
-:func:`standardize_before_gather` uses FSDP2's extension points: a sharded parameter's local tensor
+`standardize_before_gather` uses FSDP2's extension points: a sharded parameter's local tensor
 may say what is gathered of it (``fsdp_pre_all_gather``, ``fsdp_post_all_gather``). A shard along
 dimension 0 holds whole output channels, so each rank standardizes its own and sends the result in
 the dtype of the computation. Autograd then sees the standardized weight as the parameter; what the
@@ -24,7 +24,7 @@ from ..layers.standardized import Standardized
 def standardize_before_gather(model: Module) -> Module:
     """FSDP2: weights are standardized before the all-gather, by the rank that owns the channels.
 
-    Call it once, after ``fully_shard`` and before training::
+    Call it once, after ``fully_shard`` and before training:
 
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in model.blocks:
@@ -32,15 +32,10 @@ def standardize_before_gather(model: Module) -> Module:
         fully_shard(model, mp_policy=policy)
         torch_ws.distributed.standardize_before_gather(model)
 
-    The ranks share the work, which each would otherwise do whole, and what is gathered in bfloat16
-    is the standardized weight: half the bytes of gathering float32 weights to standardize them
-    after, and statistics of the float32 weights, which those of gathered bfloat16 weights are not.
-    The sharded parameters, state_dict, gradients and optimizers are those without it. Gradients may
-    be accumulated with a reduction in each pass or, by ``set_requires_gradient_sync(False)``, in
-    the last. gain and shift are applied after the gather, in its dtype.
-
-    Transposed convolutions, whose dimension 0 is not the output channels, and layers that are not
-    sharded along dimension 0 go on standardizing after the gather.
+    Equivalent to standardizing after a gather in float32, with the standardized weight, in
+    ``param_dtype``, gathered instead. Sharded parameters, state_dict, gradients and optimizers are
+    those without it. Transposed convolutions and layers that are not sharded along dimension 0 go
+    on standardizing after the gather.
 
     Args:
         model: has been given to ``fully_shard``, as a whole or in parts.

@@ -1,4 +1,4 @@
-"""``python -m torch_ws.info``: prints :func:`torch_ws.info`."""
+"""``python -m torch_ws.info``: prints [`torch_ws.info`][]."""
 
 from torch_ws import info
 

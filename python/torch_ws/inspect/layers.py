@@ -37,7 +37,7 @@ class ChannelStatistics(NamedTuple):
 def channel_statistics(weight: Tensor, *, channel_dim: int = 0) -> ChannelStatistics:
     """Mean and population standard deviation of every channel of a weight, in float64.
 
-    Equivalent to, for a convolution's weight::
+    Equivalent to, for a convolution's weight:
 
         std, mean = torch.std_mean(weight.double(), dim=(1, 2, 3), correction=0)
         nan, inf = weight.isnan().sum((1, 2, 3)), weight.isinf().sum((1, 2, 3))
@@ -55,7 +55,7 @@ def channel_statistics(weight: Tensor, *, channel_dim: int = 0) -> ChannelStatis
 
     Raises:
         TypeError, ValueError, NotImplementedError: a weight or channel_dim that
-            :func:`torch_ws.standardize` refuses, or an empty weight.
+            [`torch_ws.standardize`][] refuses, or an empty weight.
     """
     check_weight(weight, channel_dim)
     if weight.numel() == 0:

@@ -22,7 +22,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 class BatchChannelNorm(nn.Module):
     """What the 1-d, 2-d and 3-d classes share.
 
-    Equivalent to, with G = num_groups::
+    Equivalent to, with G = num_groups:
 
         x = self.bn(x)  # BatchNorm; estimated=True: EstimatedBatchNorm
         z = F.group_norm(x, G, eps=eps).unflatten(1, (G, -1))
@@ -33,23 +33,20 @@ class BatchChannelNorm(nn.Module):
         num_groups: G, a divisor of C.
         eps: added to the variances of both steps.
         momentum: of the batch normalization, as in torch.nn, None for a cumulative average;
-            estimated: the rate at the start, see :class:`EstimatedBatchNorm`.
+            estimated: the rate at the start, see [`torch_ws.EstimatedBatchNorm`][].
         affine: whether both steps have learnable parameters: ``bn.weight`` and ``bn.bias`` of shape
             (C,), `weight` and `bias` of shape (G,).
         track_running_stats: of the batch normalization, as in torch.nn.
         device, dtype: of all parameters and buffers.
-        channel_affine: `weight` and `bias` have shape (C,), as in ``nn.GroupNorm``, instead of
-            (G,), as in the authors' code.
+        channel_affine: `weight` and `bias` have shape (C,) instead, as in ``nn.GroupNorm``.
         estimated: the first step normalizes by running estimates, in training too: for batches
-            of one or two, of which statistics say little.
+            of one or two.
 
     State: `weight`, `bias`, and the keys of ``nn.BatchNorm`` under ``bn.``; estimated, also
-    ``bn.rate``. The authors' checkpoints load: their ``pbn.`` is taken for ``bn.``, and their
-    weight and bias of shape (1, G, 1) for (G,). A BatchNorm's state loads into the first step:
-    ``layer.bn.load_state_dict(batch_norm.state_dict())``.
+    ``bn.rate``. The authors' checkpoints load.
 
-    The output has the input's shape, dtype and memory format; under autocast PyTorch's group
-    normalization may choose float32. Empty batches are allowed.
+    Shapes: the output has the input's shape, dtype and memory format; under autocast PyTorch's
+    group normalization may choose float32. Empty batches are allowed.
 
     Raises:
         TypeError, ValueError: for a wrong argument; ValueError for an input of another number of
@@ -172,21 +169,21 @@ def _in_format_of(input, out):
 
 
 class BatchChannelNorm1d(BatchChannelNorm):
-    """Of (N, C) or (N, C, L); see :class:`BatchChannelNorm`."""
+    """Of (N, C) or (N, C, L); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm1d
     dims = (2, 3)
 
 
 class BatchChannelNorm2d(BatchChannelNorm):
-    """Of (N, C, H, W); see :class:`BatchChannelNorm`."""
+    """Of (N, C, H, W); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm2d
     dims = (4,)
 
 
 class BatchChannelNorm3d(BatchChannelNorm):
-    """Of (N, C, D, H, W); see :class:`BatchChannelNorm`."""
+    """Of (N, C, D, H, W); see `BatchChannelNorm`."""
 
     batch_norm = nn.BatchNorm3d
     dims = (5,)

@@ -17,42 +17,30 @@ from .._check import check_eps, check_flags, check_float, check_input, check_pos
 
 
 class EstimatedBatchNorm(nn.Module):
-    r"""Batch normalization by running estimates of mean and variance, in training too.
+    """Batch normalization by running estimates of mean and variance, in training too.
 
-    With r the rate, x the input, and mean(.) over all its dimensions but the channels'::
+    Equivalent to, for a 4-dimensional x:
 
-        running_var  <- (1 - r) * running_var  + r * mean((x - running_mean) ** 2)
-        running_mean <- (1 - r) * running_mean + r * mean(x)
-        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
-
-    in this order: the squares are taken about the mean from before the update, and a batch is
-    normalized by estimates that have seen it. The estimates are constants to autograd; in eval mode
-    they stay what they are. Equivalent to, in training and for a 4-dimensional x::
-
-        with torch.no_grad():
-            centered = x - running_mean[:, None, None]
-            running_mean.lerp_(x.mean((0, 2, 3)), rate)
-            running_var.lerp_(centered.square().mean((0, 2, 3)), rate)
+        if self.training:
+            with torch.no_grad():
+                centered = x - running_mean[:, None, None]
+                running_mean.lerp_(x.mean((0, 2, 3)), rate)
+                running_var.lerp_(centered.square().mean((0, 2, 3)), rate)
         y = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
 
-    but that the backward pass stays right when the layer is called again before it.
-
-    The rate is a buffer, a tensor without dimensions on the layer's device. A schedule sets it in
-    place, which neither waits for the device nor compiles anything again::
-
-        layer.rate.fill_(0.02)
+    The estimates are constants to autograd, and the backward pass stays right when the layer is
+    called again before it.
 
     Args:
         num_channels: C.
         eps: added to the variance.
-        rate: r at the start, in [0, 1]; 0 keeps the estimates as they are, 1 forgets the past.
+        rate: its value at the start, in [0, 1]. It is a buffer, which a schedule sets in place:
+            ``layer.rate.fill_(0.02)``.
         affine: whether there are learnable parameters `weight`, initially 1, and `bias`, 0, of
             shape (C,).
         device, dtype: of the parameters and buffers.
 
-    State: the keys of ``torch.nn.BatchNorm2d``, whose checkpoints load, and ``rate``. Where a
-    checkpoint lacks ``rate`` or ``num_batches_tracked``, the layer keeps its own. The authors'
-    ``estbn_moving_speed`` is taken for ``rate``.
+    State: the keys of ``torch.nn.BatchNorm2d``, whose checkpoints load, and ``rate``.
 
     Shapes: input (N, C, ...) of any number of dimensions from 2 on, also empty, which changes
     nothing; the output has its shape, dtype and memory format. The input has the layer's dtype, or

@@ -141,7 +141,7 @@ class WSConv1d(_Conv, nn.Conv1d):
 
     Equivalent to ``F.conv1d(x, torch_ws.standardize(weight, gain, shift, formula=formula), bias)``
     with stride, padding, dilation and groups. Input (N, C_in, L) or (C_in, L), as torch.nn.Conv1d,
-    whose arguments it takes. For formula, gain, shift and errors see :class:`Standardized`.
+    whose arguments it takes. For formula, gain, shift and errors see `Standardized`.
     """
 
     convolve = staticmethod(F.conv1d)
@@ -153,7 +153,7 @@ class WSConv2d(_Conv, nn.Conv2d):
     Equivalent to ``F.conv2d(x, torch_ws.standardize(weight, gain, shift, formula=formula), bias)``
     with stride, padding, dilation and groups. Input (N, C_in, H, W) or (C_in, H, W), as
     torch.nn.Conv2d, whose arguments it takes; ``padding="same"`` with any stride. For formula,
-    gain, shift and errors see :class:`Standardized`.
+    gain, shift and errors see `Standardized`.
     """
 
     convolve = staticmethod(F.conv2d)
@@ -165,7 +165,7 @@ class WSConv3d(_Conv, nn.Conv3d):
     Equivalent to ``F.conv3d(x, torch_ws.standardize(weight, gain, shift, formula=formula), bias)``
     with stride, padding, dilation and groups. Input (N, C_in, D, H, W) or (C_in, D, H, W), as
     torch.nn.Conv3d, whose arguments it takes. For formula, gain, shift and errors see
-    :class:`Standardized`.
+    `Standardized`.
     """
 
     convolve = staticmethod(F.conv3d)
@@ -177,7 +177,7 @@ class WSConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
     Equivalent, without groups, to ``F.conv_transpose1d(x, w, bias)`` with
     ``w = torch_ws.standardize(weight, gain, shift, formula=formula, channel_dim=1)``. Input
     (N, C_in, L) or (C_in, L), as torch.nn.ConvTranspose1d, whose arguments it takes. For formula,
-    gain, shift and errors see :class:`Standardized`.
+    gain, shift and errors see `Standardized`.
     """
 
     convolve = staticmethod(F.conv_transpose1d)
@@ -189,7 +189,7 @@ class WSConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
     Equivalent, without groups, to ``F.conv_transpose2d(x, w, bias)`` with
     ``w = torch_ws.standardize(weight, gain, shift, formula=formula, channel_dim=1)``. Input
     (N, C_in, H, W) or (C_in, H, W), as torch.nn.ConvTranspose2d, whose arguments it takes. For
-    formula, gain, shift and errors see :class:`Standardized`.
+    formula, gain, shift and errors see `Standardized`.
     """
 
     convolve = staticmethod(F.conv_transpose2d)
@@ -201,7 +201,7 @@ class WSConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
     Equivalent, without groups, to ``F.conv_transpose3d(x, w, bias)`` with
     ``w = torch_ws.standardize(weight, gain, shift, formula=formula, channel_dim=1)``. Input
     (N, C_in, D, H, W) or (C_in, D, H, W), as torch.nn.ConvTranspose3d, whose arguments it takes.
-    For formula, gain, shift and errors see :class:`Standardized`.
+    For formula, gain, shift and errors see `Standardized`.
     """
 
     convolve = staticmethod(F.conv_transpose3d)
@@ -212,7 +212,7 @@ class WSLinear(Standardized, nn.Linear):
 
     Equivalent to ``F.linear(x, torch_ws.standardize(weight, gain, shift, formula=formula), bias)``.
     Input (..., in_features), as torch.nn.Linear, whose arguments it takes. For formula, gain, shift
-    and errors see :class:`Standardized`.
+    and errors see `Standardized`.
     """
 
     channels = "out_features"

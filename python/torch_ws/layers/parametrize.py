@@ -18,7 +18,7 @@ from .standardized import TRANSPOSED, Standardized, regrouped
 
 
 class WeightStandardization(nn.Module):
-    """The parametrization that :func:`parametrize` registers.
+    """The parametrization that `parametrize` registers.
 
     Its result has the dtype of what it is given, under autocast too: autocast may hand out another
     dtype than cuDNN's recurrent kernels find in the biases beside it, torch.nn.utils.parametrize
@@ -81,31 +81,20 @@ def parametrize(
     """Standardizes a parameter or buffer of any module from now on, in place.
 
     Equivalent to ``torch.nn.utils.parametrize.register_parametrization`` with a module that calls
-    :func:`torch_ws.standardize`: ``module.weight`` is computed from the parameter
-    ``module.parametrizations.weight.original``, the same object as before, whenever it is read. All
-    that torch.nn.utils.parametrize offers holds: several tensors of a module, other
-    parametrizations before and after, ``cached()``, ``module.weight = tensor`` to set what is
-    standardized, and ``remove_parametrizations``, which keeps the standardized weight
-    (``leave_parametrized=True``) or the one that it was made from (``False``). Modules can be
-    deep-copied and saved by their state_dict, but not pickled whole.
-
-    The state_dict has, in place of ``weight``, ``parametrizations.weight.original`` and where asked
-    for ``parametrizations.weight.0.gain`` and ``.shift``.
-
-    Recurrent layers read a tensor several times a pass: ``torch.nn.utils.parametrize.cached()``
-    around the pass makes it one. They keep what they read last, so after ``.to()`` or a pass with
-    gradients they can be deep-copied only once a pass under ``no_grad`` has run.
+    [`torch_ws.standardize`][]: ``module.weight`` is computed whenever it is read from the
+    parameter ``module.parametrizations.weight.original``, the same object as before.
+    ``remove_parametrizations`` takes it back.
 
     Args:
         module: any module but torch_ws's own layers, which standardize their weight themselves.
         name: of the parameter or buffer, of at least 2 dimensions.
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][].
         channel_dim: the dimension of the channels; by default that of the output channels: of
-            the weight of a transposed convolution as in :class:`torch_ws.WSConvTranspose2d`, also
-            with groups, and 0 otherwise: each row of a recurrent layer's, attention's or
-            embedding's weight is a channel.
-        gain: a learnable factor a channel, a new parameter of shape (C,), initially 1, in the
-            tensor's dtype. It requires a gradient if the tensor does.
+            the weight of a transposed convolution as in [`torch_ws.WSConvTranspose2d`][], also
+            with groups, and 0 otherwise.
+        gain: a learnable factor a channel, a new parameter
+            ``module.parametrizations.weight.0.gain`` of shape (C,), initially 1, in the tensor's
+            dtype. It requires a gradient if the tensor does.
         shift: likewise a learnable offset a channel, initially 0.
 
     Returns:

@@ -4,7 +4,7 @@ A layer's parameter `weight` stays what it is; what the layer applies is
 
     standardize(weight, gain, shift, formula=formula)
 
-:meth:`Standardized.standardized_weight` is that: computed there, or kept from before where nothing
+`Standardized.standardized_weight` is that: computed there, or kept from before where nothing
 trains (cache.py), or by a provider that computes it instead (training/provider.py).
 """
 
@@ -58,19 +58,18 @@ class Standardized(nn.Module):
     """The base of the layers of torch_ws: a torch.nn layer whose weight is standardized.
 
     For layers of one's own, before a torch.nn class among the bases; `channels` names the attribute
-    that counts the output channels, and forward applies :meth:`standardized_weight`.
+    that counts the output channels, and forward applies `standardized_weight`.
 
-    Args (keyword-only, after torch.nn's):
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`. The attribute
+    Args:
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][]. The attribute
             `formula` is that Formula, and may be set at any time to either.
         gain: True: a learnable factor a channel, a parameter `gain` of shape (C,), initially 1.
         shift: True: a learnable offset a channel, a parameter `shift` of shape (C,), initially 0.
 
-    Under autocast a float32 weight is standardized into autocast's dtype in the same pass.
-
-    Where no gradient is needed, in eval mode or frozen, the standardized weight is computed once
-    and kept until the parameters change; ``train()`` and ``eval()`` drop it. Writes through
-    ``.data`` are not noticed: :func:`torch_ws.eval_cache` turns it off.
+    They are keyword-only, and torch.nn's arguments come before them. Under autocast a float32
+    weight is standardized into autocast's dtype in the same pass. Where no gradient is needed, in
+    eval mode or frozen, the result is kept until the parameters change
+    ([`torch_ws.eval_cache`][]).
 
     Raises:
         TypeError, ValueError: as torch.nn's class; for an unknown formula; gain or shift no bool.
@@ -185,7 +184,7 @@ class Standardized(nn.Module):
         return weight
 
     def _from_rows(self, rows):
-        """The inverse of :meth:`_to_rows`."""
+        """The inverse of `_to_rows`."""
         return rows
 
     def _fan_in(self):

@@ -24,17 +24,12 @@ logger = logging.getLogger(__name__)
 def adopt(model: Module) -> Module:
     """Makes another library's weight-standardizing layers torch_ws's, in place.
 
-    Known are timm's StdConv2d, ScaledStdConv2d and their Same variants, transformers'
-    WeightStandardizedConv2d, mmcv's ConvWS2d and ConvAWS2d, big_transfer's StdConv2d, and on
-    torch.nn's convolutions and linear layers composer's weight standardization and weight_norm, by
-    parametrization or by hook. The model computes the same up to rounding: each layer gets the
-    formula with its own eps and factor, its gain and its padding.
-
-    The Parameter objects of weights (weight_norm's v) and biases stay; names, hooks, dtypes,
-    devices and ``training`` too. Gains become new Parameters of shape (C,), so make the optimizer
-    afterwards. mmcv's weight_gamma and weight_beta, which are buffers, become Parameters that
-    require no gradient. The state_dict's keys are then torch_ws's; :mod:`torch_ws.checkpoints`
-    translates files that have the library's.
+    Known are the layers of timm, transformers (BiT), mmcv, big_transfer and composer, and torch's
+    weight_norm. The model computes the same up to rounding: each layer gets the formula with its
+    own eps and factor, its gain and its padding. The Parameter objects of weights (weight_norm's v)
+    and biases stay, names, hooks, dtypes, devices and ``training`` too. Gains and shifts become new
+    Parameters of shape (C,), so make the optimizer afterwards. The state_dict's keys are then
+    torch_ws's; [`torch_ws.checkpoints`][] translates files that have the library's.
 
     Args:
         model: any module, also a single layer.
@@ -43,20 +38,17 @@ def adopt(model: Module) -> Module:
         The model itself. What became of each layer is logged at level INFO.
 
     Warns:
-        UserWarning: if nothing was known. By name, of what resembles a known layer and stays as it
-            is: subclasses of the known classes; composer's or weight_norm's parametrization of
-            other modules, of other tensors than the weight, among others, or along the input
-            channels (weight_norm's default for transposed convolutions); projections inside
-            ``nn.MultiheadAttention``.
+        UserWarning: if nothing was known; or, by name, of what resembles a known layer and may
+            compute something else, which stays as it is.
 
     Raises:
         TypeError: not a module.
-        ValueError: by name, a layer whose weight or gain :func:`torch_ws.standardize` refuses; or
+        ValueError: by name, a layer whose weight or gain [`torch_ws.standardize`][] refuses; or
             one that would get a new gain and is in DistributedDataParallel or sharded already. The
             model is unchanged.
     """
     check_module(model)
-    attention = inside_attention(model)  # which reads its layers' weights itself
+    attention = inside_attention(model)  # attention reads its layers' weights itself
     plan, left_alone = [], []
     for name, layer in model.named_modules():
         if not resembles(layer):
@@ -114,7 +106,7 @@ def _carry_out(step):
         "gain": step.gain,
         "shift": step.shift,
     }
-    del layer.weight  # which weight_norm has as no parameter
+    del layer.weight  # under weight_norm it is no parameter
     layer.__class__ = step.cls
     layer.formula = step.formula
     for name, parameter in parameters.items():

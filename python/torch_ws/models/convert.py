@@ -69,29 +69,22 @@ def convert(
 ) -> Module:
     """Makes a model's convolutions weight-standardized ones, in place.
 
-    Equivalent to replacing every ``nn.Conv2d`` by a :class:`torch_ws.WSConv2d` that has the same
+    Equivalent to replacing every ``nn.Conv2d`` by a [`torch_ws.WSConv2d`][] that has the same
     Parameter objects, and so on for 1-d, 3-d and transposed convolutions, the root included. Names,
     state_dict keys, hooks, dtypes, devices, memory formats, ``training`` and ``requires_grad``
-    stay, and an optimizer made before keeps its state. Layers that are weight-standardized already,
-    also by :func:`torch_ws.parametrize`, stay as they are if the call asks for nothing else than
-    they have.
-
-    Layers of exactly torch.nn's classes are converted. Subclasses, whose forward may do anything,
-    are left alone with a warning, and so are the projections inside ``nn.MultiheadAttention``,
-    which reads their weights itself.
+    stay, and an optimizer made before keeps its state.
 
     Args:
         model: any module, also a single layer.
-        formula: a name from :data:`torch_ws.formulas` or a :class:`torch_ws.Formula`.
+        formula: a name from [`torch_ws.formulas`][] or a [`torch_ws.Formula`][].
         linear: convert ``nn.Linear`` too.
         skip: what to leave alone: names as in ``model.named_modules()`` and types, each with all
             that is below it; or a function of a layer's name and the layer.
-        gain: give each layer a learnable factor a channel, a parameter `gain` of shape (C,),
-            initially 1. It is a new key of the state_dict, and new to an optimizer made before:
-            ``add_param_group``. It requires a gradient if the weight does.
+        gain: give each layer a learnable factor a channel, a new parameter `gain` of shape (C,),
+            initially 1. It requires a gradient if the weight does.
         shift: likewise a learnable offset a channel, initially 0.
         preserve: the model computes what it did before, up to rounding: for each channel gain
-            is set to d / scale and shift to the mean (see :mod:`torch_ws.formulas`), computed in
+            is set to d / scale and shift to the mean (see [`torch_ws.formulas`][]), computed in
             float64. Both become parameters; shift only if asked for where the formula does not
             center.
 
@@ -99,18 +92,17 @@ def convert(
         The model itself. What became of each layer is logged at level INFO.
 
     Warns:
-        UserWarning: if layers are left alone as above; if there is nothing to convert; of layers
-            registered after the model's last normalization when they get no gain, because
-            standardization removes the scale of their output and nothing after them would have;
-            of layers with one element a channel, whose standardized weight is 0.
+        UserWarning: of layers left alone, which are subclasses of torch.nn's classes and the
+            projections inside ``nn.MultiheadAttention``; if there is nothing to convert; of layers
+            without a gain after the model's last normalization; of layers with one element a
+            channel, whose standardized weight is 0.
 
     Raises:
         TypeError, ValueError: for a wrong argument, or, by name, a layer that cannot be converted:
             lazy and not initialized; parametrized, pruned, or under ``weight_norm``; with a weight
-            that :func:`torch_ws.standardize` refuses; already in DistributedDataParallel or sharded
-            if it would get new parameters; weight-standardized already with another formula,
-            without a gain or shift that is asked for, or at all with `preserve`: skip these, by
-            :class:`torch_ws.Standardized` or by name. The model is unchanged.
+            that [`torch_ws.standardize`][] refuses; already in DistributedDataParallel or sharded
+            if it would get new parameters; weight-standardized already in another way than is asked
+            for. The model is unchanged.
     """
     check_module(model)
     formula = resolve(formula)

@@ -23,16 +23,11 @@ def fold(model: Module) -> Module: ...
 def fold(model: nn.Module) -> nn.Module:
     """Makes weight-standardized layers plain torch.nn ones that hold the standardized weight.
 
-    In place, the root included: :func:`torch_ws.convert` undone, but for the weights. The model
-    computes the same, to the last bit, without the work of standardization. Its state_dict loads
-    into the model that convert() was given, and pickled whole it loads where there is no torch_ws.
-
-    Names, hooks, dtypes, devices, ``training`` and the biases' Parameter objects stay. A weight
-    becomes a new Parameter of the same ``requires_grad``, without a gradient; gain and shift are
-    contained in it and gone. Layers that shared a weight share the new one where it is the same for
-    both; where it is not, or the other one is not a layer of ours, they no longer do. Meant for
-    inference: trained further, the model would be one without weight standardization, and an
-    optimizer made before has the old weights. ``fold(copy.deepcopy(model))`` keeps the original.
+    In place, the root included: [`torch_ws.convert`][] undone, but for the weights. The model
+    computes the same, to the last bit, without the work of standardization. Names, hooks, dtypes,
+    devices, ``training`` and the biases' Parameter objects stay. A weight becomes a new Parameter
+    of the same ``requires_grad``, without a gradient; gain and shift are contained in it and gone.
+    ``fold(copy.deepcopy(model))`` keeps the original.
 
     Args:
         model: any module, also a single layer.

@@ -108,7 +108,7 @@ def backward(batch: Sequence[Member], grads: Sequence[Tensor]) -> list[tuple[Ten
 
 
 def _columns(batch):
-    """The arguments of :func:`torch_ws.standardize_many`, a list each."""
+    """The arguments of [`torch_ws.standardize_many`][], a list each."""
     return (
         [member.layer._to_rows(member.tensors[0]) for member in batch],
         [member.tensors[1] for member in batch],

@@ -33,26 +33,19 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
     Results and gradients are those of the layers one by one, to the last bit. (Of a layer with
     several uses in a pass the gradients are summed before standardization's backward, not after.)
-    A layer computes its own result where the group's would not do: called alone, in another
-    autocast state than the model, inside activation checkpointing, with parameters that have
-    changed since the pass began, or under a torch.func transform. Layers may be added, replaced,
+    A layer computes its own result where the group's would not do. Layers may be added, replaced,
     moved and frozen at any time.
-
-    A pass computes what the pass before it used: weights of layers that are not reached cost
-    nothing from the second pass on.
 
     Args:
         model: any module with torch_ws layers, before or after wrapping in
             DistributedDataParallel.
         bucket_mb: None: one node of the autograd graph, whose backward runs when the gradients of
             all results are there. A number: one for each so many MiB of weights, in the order of
-            first use, so that gradients appear while the backward pass goes on. A bucket's node,
-            like any, runs backward once, or with ``retain_graph=True`` until the last time.
+            first use, so that gradients appear while the backward pass goes on.
 
     Returns:
         A handle whose ``remove()`` undoes it, and whose repr tells how many layers the group has
-        and how many passes it has served. Meanwhile the model's class is a subclass of what it was.
-        Copies and pickles of the model are not grouped.
+        and how many passes it has served.
 
     Warns:
         UserWarning: once, when a layer trains outside of any pass of its group, because something
@@ -87,7 +80,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
 
 
 class Group:
-    """What :func:`group` returns. Between passes also its layers' Provider, an idle one."""
+    """What `group` returns. Between passes also its layers' Provider, an idle one."""
 
     idle, permanent = True, False
 

@@ -25,7 +25,7 @@ def hold(model: nn.Module) -> Hold:
     """A context manager for gradient accumulation: weights are standardized once for the block.
 
     Equivalent to the same block without it, but with one standardization forward and one backward,
-    however many passes are in between::
+    however many passes are in between:
 
         with torch_ws.hold(model):
             for x, y in micro_batches:
@@ -34,24 +34,15 @@ def hold(model: nn.Module) -> Hold:
         optimizer.zero_grad()
 
     The gradients of the standardized layers' `weight`, `gain` and `shift` appear in `.grad` at the
-    end of the block, through autograd's accumulation, so hooks on parameters run then. Those of all
-    other parameters appear with every backward pass, as usual. Results are made at the first use,
-    in autocast's dtype where autocast is on, and gradients are summed in the weights' dtype.
-
-    A scaled loss is fine; ``GradScaler.unscale_``, clipping, ``zero_grad`` and ``optimizer.step``
-    belong after the block, when all gradients are there. Inside they are an error, which is known
-    by the gradients of the other parameters. (``unscale_`` alone goes unnoticed: it writes without
-    PyTorch's version counter; and where a model has no parameters but standardized weights, or a
-    process group is initialized, only ``step`` is noticed.) With DistributedDataParallel every pass
-    but the last goes under ``no_sync``, as usual; the weights are reduced when the block ends.
+    end of the block; the gradients of all other parameters appear with every backward pass, as
+    usual. So ``unscale_``, clipping, ``zero_grad`` and ``optimizer.step`` belong after the block.
 
     Args:
         model: any module; its torch_ws layers are held. Give a compiled module, not what it wraps.
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: DistributedDataParallel with ``find_unused_parameters`` or ``static_graph``,
-            which decide what to reduce before the weights' gradients are there.
+        ValueError: DistributedDataParallel with ``find_unused_parameters`` or ``static_graph``.
         RuntimeError: blocks are nested; an optimizer of the model steps inside the block; or, at
             the latest at the end of the block and with no gradient of a standardized weight added:
             a parameter, or a gradient that other parameters had collected, was changed inside the
@@ -118,7 +109,7 @@ def _take(some):
 
 
 class Hold:
-    """What :func:`hold` returns. Entered once; in the block its layers' Provider."""
+    """What `hold` returns. Entered once; in the block its layers' Provider."""
 
     idle = permanent = False
 
