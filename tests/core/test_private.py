@@ -111,7 +111,7 @@ def test_every_name_is_looked_for():
     assert names | private.EVERYWHERE == WHERE.keys() | MADE
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", sorted(WHERE))
 def test_name_exists(name):
     assert hasattr(WHERE[name], name)
 
