@@ -56,6 +56,9 @@ def standardize_op(
 def _standardized(w, dims, eps, eps_mode, correction, center, scale):
     values = w.detach()
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    if center:  # a constant channel is 0, whatever its value, and eps alone says what is in range
+        constant = low.where(low == high, 0)
+        w, low, high = w - constant, low - constant, high - constant
     fan_in = w.numel() // low.numel()
     eps_power = 1 if eps_mode == 0 else 2  # "std" adds eps to a value, the others to its square
     exponent = _exponent(low, high, eps, eps_power, center)
@@ -96,10 +99,8 @@ def _exponent(low, high, eps, eps_power, center):
     the same.
     """
     limit = _LIMITS[low.dtype]
-    largest = high.maximum(-low)
-    size = high / 2 - low / 2 if center else largest
-    # A constant channel has no such distance, and its values may not become too large.
-    exponent = (-size.log2().floor()).minimum(limit // 2 - largest.log2().floor())
+    size = high / 2 - low / 2 if center else high.maximum(-low)
+    exponent = -size.log2().floor()
     of_eps = -(-math.frexp(eps)[1] // eps_power) if eps > 0 else -limit
     return exponent.clamp(-limit, min(-of_eps, limit))
 
