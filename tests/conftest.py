@@ -11,8 +11,9 @@ from small_network import batch, twins
 from torch_ws import _C
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
-if WORKERS:  # they share the cores
+if WORKERS:  # they share the cores, and what they start has as many threads as they
     torch.set_num_threads(max(1, os.cpu_count() // WORKERS))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 ISAS = ("avx512", "avx2", "default")
 

@@ -55,10 +55,23 @@ __device__ __forceinline__ Row<ResultOf<Pass, n>, Index> result_row(const typena
   return {args.operands[n].data, row, args.shape, args.operands[n].strides};
 }
 
+// Calls run(x) with room for every input's elements in registers: x[n][k][i]. An array for each input,
+// because nvcc keeps one array of them all in memory, for 10.0 and later.
+template <int kCount, class A, int kRows, int kElements, class Run, class... Inputs>
+__device__ __forceinline__ void with_registers(const Run& run, Inputs&... inputs) {
+  if constexpr (sizeof...(Inputs) < kCount) {
+    A next[kRows][kElements];
+    with_registers<kCount, A, kRows, kElements>(run, inputs..., next);
+  } else {
+    A(*const x[kCount])[kElements] = {inputs...};
+    run(x);
+  }
+}
+
 // The k-th of the rows that a team holds.
-template <class Pass, class A, int kCount, int kRows, int kElements, int... n>
+template <class Pass, class A, int kCount, int kElements, int... n>
 __device__ __forceinline__ void apply(const typename Pass::Factors& by,
-                                      A (&x)[kCount][kRows][kElements], int k,
+                                      A (*const (&x)[kCount])[kElements], int k,
                                       std::integer_sequence<int, n...>) {
 #pragma unroll
   for (int i = 0; i < kElements; ++i) Pass::apply(by, x[n][k][i]...);
@@ -75,24 +88,26 @@ __device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Te
   constexpr std::integral_constant<int, 0> kFirst;
   const auto cols = static_cast<int32_t>(args.shape.cols);
   Columns<kTeam, kGroup, int32_t> columns[kRows];
-  A x[kInputs<Args>][kRows][kElements], pivot[kRows];
+  A pivot[kRows];
+  with_registers<kInputs<Args>, A, kRows, kElements>([&](auto& x) {
 #pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    columns[k] = {team.thread * kGroup, k < count ? cols : 0};
-    unroll<kInputs<Args>>([&](auto n) { read<kGlobal>(from(n, k), columns[k], 0, x[n][k]); });
-  }
+    for (int k = 0; k < kRows; ++k) {
+      columns[k] = {team.thread * kGroup, k < count ? cols : 0};
+      unroll<kInputs<Args>>([&](auto n) { read<kGlobal>(from(n, k), columns[k], 0, x[n][k]); });
+    }
 #pragma unroll
-  for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(from(kFirst, k).data[0]) : A(0);
-  Moments<A> moments[kRows];
-  find_moments(team, x, columns, 0, pivot, static_cast<A>(cols), args.formula.center,
-               Pass::needs_sum(args), moments);
+    for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(from(kFirst, k).data[0]) : A(0);
+    Moments<A> moments[kRows];
+    find_moments(team, x, columns, 0, pivot, static_cast<A>(cols), args.formula.center,
+                 Pass::needs_sum(args), moments);
 #pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    if (k >= count) break;
-    const auto by = Pass::factors(moments[k], args, row + k, team.thread == 0);
-    apply<Pass>(by, x, k, std::make_integer_sequence<int, kInputs<Args>>());
-    unroll<Args::kResults>([&](auto n) { write<kGlobal>(to(n, k), columns[k], 0, x[n][k]); });
-  }
+    for (int k = 0; k < kRows; ++k) {
+      if (k >= count) break;
+      const auto by = Pass::factors(moments[k], args, row + k, team.thread == 0);
+      apply<Pass>(by, x, k, std::make_integer_sequence<int, kInputs<Args>>());
+      unroll<Args::kResults>([&](auto n) { write<kGlobal>(to(n, k), columns[k], 0, x[n][k]); });
+    }
+  });
 }
 
 // Block number `block` of an entry.
@@ -167,41 +182,42 @@ __global__ void __launch_bounds__(512, 1)
   const int64_t row = split.row(), begin = split.begin(), end = split.end();
   const Columns<tier.team, kGroup, int64_t> columns[1] = {{team.thread * kGroup, end}};
   auto* const parts = static_cast<Moments<A>*>(split.moments);
-  A x[kInputs<Args>][1][tier.elements];
-  const auto read_inputs = [&](int64_t tile) {
-    unroll<kInputs<Args>>([&](auto n) {
-      read<kApply>(input_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
-    });
-  };
-  if constexpr (kApply) {
-    const Moments<A> moments =
-        combine(team, parts + row * split.chunks, split.chunks, static_cast<A>(args.shape.cols),
-                [&](int chunk) { return split.cols_of(chunk); });
-    const auto by = Pass::factors(moments, args, row, begin == 0 && team.thread == 0);
-    for (int64_t tile = begin; tile < end; tile += kStep) {
-      read_inputs(tile);
-      apply<Pass>(by, x, 0, std::make_integer_sequence<int, kInputs<Args>>());
-      unroll<Args::kResults>([&](auto n) {
-        write<true>(result_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
+  with_registers<kInputs<Args>, A, 1, tier.elements>([&](auto& x) {
+    const auto read_inputs = [&](int64_t tile) {
+      unroll<kInputs<Args>>([&](auto n) {
+        read<kApply>(input_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
       });
-    }
-  } else {
-    const A pivot[1] = {widen(input_row<Pass, int64_t, 0>(args, row).data[0])};
-    Moments<A> moments;
-    for (int64_t tile = begin; tile < end; tile += kStep) {
-      read_inputs(tile);
-      const A n = static_cast<A>(end - tile < kStep ? end - tile : kStep);
-      Moments<A> part[1];
-      find_moments(team, x, columns, tile, pivot, n, args.formula.center, Pass::needs_sum(args),
-                   part);
-      if (tile == begin) {
-        moments = part[0];
-      } else {
-        merge(moments, static_cast<A>(tile - begin), part[0], n);
+    };
+    if constexpr (kApply) {
+      const Moments<A> moments =
+          combine(team, parts + row * split.chunks, split.chunks, static_cast<A>(args.shape.cols),
+                  [&](int chunk) { return split.cols_of(chunk); });
+      const auto by = Pass::factors(moments, args, row, begin == 0 && team.thread == 0);
+      for (int64_t tile = begin; tile < end; tile += kStep) {
+        read_inputs(tile);
+        apply<Pass>(by, x, 0, std::make_integer_sequence<int, kInputs<Args>>());
+        unroll<Args::kResults>([&](auto n) {
+          write<true>(result_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
+        });
       }
+    } else {
+      const A pivot[1] = {widen(input_row<Pass, int64_t, 0>(args, row).data[0])};
+      Moments<A> moments;
+      for (int64_t tile = begin; tile < end; tile += kStep) {
+        read_inputs(tile);
+        const A n = static_cast<A>(end - tile < kStep ? end - tile : kStep);
+        Moments<A> part[1];
+        find_moments(team, x, columns, tile, pivot, n, args.formula.center, Pass::needs_sum(args),
+                     part);
+        if (tile == begin) {
+          moments = part[0];
+        } else {
+          merge(moments, static_cast<A>(tile - begin), part[0], n);
+        }
+      }
+      if (team.thread == 0) parts[blockIdx.x] = moments;
     }
-    if (team.thread == 0) parts[blockIdx.x] = moments;
-  }
+  });
 }
 
 template <class Pass>
