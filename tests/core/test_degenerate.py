@@ -41,6 +41,8 @@ def test_kernels(isa, case, way, cols):
 @pytest.mark.parametrize("cols", [7, 576, 20000])  # its centre is a few elements' mean, or a part's
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # those it computes in
 # What autograd computes of constant gradients is 0 up to rounding only
-@pytest.mark.parametrize("case", ["constant_rows", "rows_of_one_element", "nan_and_inf", "far_from_zero"])
+@pytest.mark.parametrize(
+    "case", ["constant_rows", "rows_of_one_element", "nan_and_inf", "far_from_zero"]
+)
 def test_reference(case, dtype, cols):
     CASES[case](by_autograd(reference.standardize), cols, (dtype, dtype))
