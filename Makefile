@@ -2,7 +2,7 @@
 # What they need: python3 (3.10 to 3.14) and a C++17 compiler. Where no nvcc is found, NVIDIA's is taken
 # from its Python wheels (WS_CUDA=off: no CUDA library at all).
 #
-#   make test                            the fast tests; make test-all: all of them, ten minutes
+#   make test                            the fast tests; make test-all: all, thirteen minutes
 #   make test TORCH=torch==2.10.0        another PyTorch
 #   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
 #

@@ -121,3 +121,17 @@ def test_nesting():
 def test_only_modules():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         torch_ws.hold([nn.Linear(2, 2)])
+
+
+def test_a_refused_wrapper_leaves_no_hook_on_the_others():
+    """Of two models in DistributedDataParallel the second has an option that hold refuses."""
+    wrappers = []
+    for option in (False, True):
+        wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+        nn.Module.__init__(wrapper)  # without a group of processes
+        wrapper.module = network()
+        wrapper.static_graph, wrapper.find_unused_parameters = False, option
+        wrappers.append(wrapper)
+    with pytest.raises(ValueError, match="find_unused_parameters=False"):
+        torch_ws.hold(nn.ModuleList(wrappers)).__enter__()
+    assert not any(wrapper._forward_pre_hooks for wrapper in wrappers)

@@ -39,7 +39,8 @@ Likely causes:
   3. The library was built for another machine or C library (`GLIBC_... not found`, `wrong ELF
      class`). Build it here: `pip install .` in a checkout of the sources (README, Install).
 
-`torch_ws.reference` computes the same in plain PyTorch: copy python/torch_ws/reference.py.
+`torch_ws.reference` computes the same in plain PyTorch, with formulas.py and _check.py alone: copy
+the three from python/torch_ws into a package.
 """
 
 

@@ -79,16 +79,17 @@ class Watch:
         self._collected[parameter] = parameter.grad, parameter.grad._version
 
     def _watch_ddp(self, model):
-        for module in model.modules():
-            if not isinstance(module, nn.parallel.DistributedDataParallel):
-                continue
-            for option in ("find_unused_parameters", "static_graph"):
-                if getattr(module, option):
-                    raise ValueError(
-                        f"torch_ws.hold: DistributedDataParallel must have {option}=False, got "
-                        "True: the weights' gradients come after its backward pass"
-                    )
-            self._hooks.append(module.register_forward_pre_hook(self._check_synchronization))
+        wrappers = [
+            m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)
+        ]
+        for option in ("find_unused_parameters", "static_graph"):
+            if any(getattr(wrapper, option) for wrapper in wrappers):
+                raise ValueError(
+                    f"torch_ws.hold: DistributedDataParallel must have {option}=False, got "
+                    "True: the weights' gradients come after its backward pass"
+                )
+        for wrapper in wrappers:
+            self._hooks.append(wrapper.register_forward_pre_hook(self._check_synchronization))
 
     def _check_synchronization(self, module, args):
         if torch.is_grad_enabled() and module.require_backward_grad_sync:

@@ -15,20 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from grids import DTYPES
 
 HERE = Path(__file__).parent
 GUARD_BYTES = 256
 NO_LIMIT = 2**63 - 1  # the max_cols of a launch table's last entry
 
-# (weight, out), in the order of ws::Types
-TYPES = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.float16, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.float16),
-    (torch.float32, torch.bfloat16),
-]
+TYPES = DTYPES  # (weight, out), in the order of ws::Types
 F32, BF16 = 1, 3
 
 
