@@ -32,10 +32,14 @@ class Entry:
         return self.plan["max_cols"] < NO_LIMIT
 
 
-def entries(direction: str, weight: str, out: str, rows: int, step: int) -> Iterator[Entry]:
+def entries(
+    direction: str, weight: str, out: str, rows: int, step: int, cluster: int = 16
+) -> Iterator[Entry]:
+    """Of a chip that has clusters of so many blocks."""
+    types = {"direction": direction, "weight": weight, "out": out}
     cols = 8 if step == 8 else 3
     while True:
-        plan = _C.launch_plan(rows, cols, direction=direction, weight=weight, out=out)
+        plan = _C.launch_plan(rows, cols, cluster=cluster, **types)
         # two tiles and a half, where a row may have any length
         longest = cols + 5 * plan["team"] * plan["elements"] // 2 // step * step
         if plan["max_cols"] < NO_LIMIT:
@@ -44,7 +48,7 @@ def entries(direction: str, weight: str, out: str, rows: int, step: int) -> Iter
         yield entry
         if not entry.limited:
             return
-        cols = plan["max_cols"] + step
+        cols = (plan["max_cols"] // step + 1) * step
 
 
 def lengths(direction: str, weight: str, out: str, rows: int) -> list[int]:

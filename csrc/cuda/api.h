@@ -14,19 +14,28 @@ enum class Access : int32_t {
   kScalar,  // an element at a time: any strides
 };
 
+enum class Form : int32_t {
+  kRows,     // a block has whole rows
+  kCluster,  // a cluster of blocks shares a row, and reads it once: on chips from 9.0 on
+  kSplit,    // any number of blocks share a row, in two launches that both read it
+};
+
 // A row of a launch table: how rows of some lengths are worked on.
 struct Tier {
   const char* name;
   Access access;
-  int32_t team;       // threads that share a row
+  Form form;
+  int32_t team;       // threads that share a row, or a block's part of it
   int32_t elements;   // of a row that each of them holds at a time
   int32_t team_rows;  // that a team works on at a time
-  bool split;         // a row's elements are those of many such teams
 
   // Of a block. Small teams share one, or the number of blocks that a multiprocessor can hold would
   // leave it half empty.
   constexpr int threads() const { return team < 128 ? 128 : team; }
-  constexpr int64_t max_cols() const { return split ? INT64_MAX : team * elements; }
+  constexpr int64_t max_cols(int max_cluster) const {
+    return form == Form::kSplit ? INT64_MAX
+                                : team * elements * (form == Form::kCluster ? max_cluster : 1);
+  }
 };
 
 // How one weight is worked on.
@@ -35,6 +44,7 @@ struct Plan {
   int32_t index;       // of the tier in its table
   int32_t vec;         // elements that an access moves: 1, or what 16 bytes hold
   int32_t rows;        // of a block
+  int32_t resident;    // blocks that a multiprocessor can hold at once, at least
   int32_t chunks;      // blocks that share a row
   int64_t chunk_cols;  // of a row that a block works on
   int64_t blocks;      // of the weight
@@ -53,9 +63,9 @@ struct CudaPass {
   // that is null, from the stream.
   int (*run)(const Work<Args>* work, int64_t count, int device, void* stream, Allocate allocate,
              void* context);
-  // Null pointers count as aligned. A launch table is listed by asking for ever longer rows, from one
-  // tier's max_cols to the next.
-  Plan (*plan)(const Args& args, Types types);
+  // Null pointers count as aligned. max_cluster: blocks that a cluster of the chip can have, 1 before
+  // 9.0. A launch table is listed by asking for ever longer rows, from one tier's max_cols to the next.
+  Plan (*plan)(const Args& args, Types types, int max_cluster);
 };
 
 extern const CudaPass<Forward> kCudaForward;

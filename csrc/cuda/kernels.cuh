@@ -7,11 +7,12 @@
 //
 //   Args, Weight, Out, A                     its arguments (standardize.h), the tensors' element types,
 //                                            and the type that it computes in
-//   kWide, kTeamRows                         of its launch table (launch/tiers.h)
-//   kBlocks                                  of 128 threads, that a multiprocessor has to hold
+//   kResident                                threads that a multiprocessor has to hold at once, which
+//                                            limits the registers of each
 //   needs_sum(args)                          whether sum_g is wanted without center too
-//   factors(moments, args, row, writes)      the scalars of a row; with `writes`, this thread is to
-//                                            store what the pass writes of them
+//   load(args, row)                          a row's element of each vector that it reads
+//   factors(moments, vectors, args, row, writes)  the scalars of a row; with `writes`, this thread is
+//                                            to store what the pass writes of them
 //   apply(factors, x, ...)                   x, ...: one column's element of each input; result n of
 //                                            that column replaces input n
 #pragma once
@@ -19,6 +20,7 @@
 #include "launch/batch.h"
 #include "launch/launch.h"
 #include "launch/tiers.h"
+#include "rows/cluster.cuh"
 #include "rows/moments.cuh"
 #include "rows/stretch.cuh"
 
@@ -41,6 +43,8 @@ template <class Pass, int n>
 using InputOf = const ElementOf<Pass, Pass::Args::kResults + n>;
 template <class Pass, int n>
 using ResultOf = ElementOf<Pass, n>;
+template <class Pass>
+using InputsOf = std::make_integer_sequence<int, kInputs<typename Pass::Args>>;
 
 template <class Pass, class Index, int n>
 __device__ __forceinline__ Row<InputOf<Pass, n>, Index> input_row(const typename Pass::Args& args,
@@ -55,123 +59,202 @@ __device__ __forceinline__ Row<ResultOf<Pass, n>, Index> result_row(const typena
   return {args.operands[n].data, row, args.shape, args.operands[n].strides};
 }
 
-// Calls run(x) with room for every input's elements in registers: x[n][k][i]. An array for each input,
-// because nvcc keeps one array of them all in memory, for 10.0 and later.
-template <int kCount, class A, int kRows, int kElements, class Run, class... Inputs>
-__device__ __forceinline__ void with_registers(const Run& run, Inputs&... inputs) {
-  if constexpr (sizeof...(Inputs) < kCount) {
-    A next[kRows][kElements];
-    with_registers<kCount, A, kRows, kElements>(run, inputs..., next);
-  } else {
-    A(*const x[kCount])[kElements] = {inputs...};
-    run(x);
-  }
-}
+// The words that a thread holds of kRows rows of one input. Inputs are structs of their own: nvcc keeps an
+// array of all inputs in memory, for 10.0 and later.
+template <class T, int kRows, int kElements, int kGroup>
+struct Words {
+  Word<T, kGroup> words[kRows][kElements / kGroup];
+};
 
-// The k-th of the rows that a team holds.
-template <class Pass, class A, int kCount, int kElements, int... n>
-__device__ __forceinline__ void apply(const typename Pass::Factors& by,
-                                      A (*const (&x)[kCount])[kElements], int k,
-                                      std::integer_sequence<int, n...>) {
+// Their elements.
+template <class A, int kRows, int kElements>
+struct Elements {
+  A elements[kRows][kElements];
+
+  template <class T, int kGroup>
+  __device__ __forceinline__ explicit Elements(const Words<T, kRows, kElements, kGroup>& from) {
 #pragma unroll
-  for (int i = 0; i < kElements; ++i) Pass::apply(by, x[n][k][i]...);
-}
+    for (int k = 0; k < kRows; ++k) {
+#pragma unroll
+      for (int i = 0; i < kElements; i += kGroup)
+        unpack<T, kGroup>(from.words[k][i / kGroup], elements[k] + i);
+    }
+  }
+};
 
-// The rows of one team, of which the first is number `row`: kRows of them, or `count` where fewer are
-// left. from(n, k) is input n of the k-th, and to(n, k) its result n.
-template <class Pass, int kTeam, int kElements, int kRows, int kGroup, bool kGlobal, class From,
-          class To>
-__device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Team<kTeam>& team,
-                                             int64_t row, int64_t count, From from, To to) {
+// The columns from `begin` to `end` of a team's rows, of which the first is number `row`: kRows of them,
+// or `count` where fewer are left. from(n, k) is input n of the k-th, and to(n, k) its result n. All
+// loads are under way before the first is waited for.
+template <class Pass, int kElements, int kRows, int kGroup, bool kGlobal, class Team, class From,
+          class To, int... n>
+__device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Team& team,
+                                             int64_t row, int32_t count, int32_t begin, int32_t end,
+                                             From from, To to, std::integer_sequence<int, n...>) {
   using Args = typename Pass::Args;
   using A = typename Pass::A;
-  constexpr std::integral_constant<int, 0> kFirst;
-  const auto cols = static_cast<int32_t>(args.shape.cols);
-  Columns<kTeam, kGroup, int32_t> columns[kRows];
+  const auto has = [&](int k) { return k == 0 || k < count; };  // the first row is there
+  Columns<Team::kThreads, kGroup, int32_t> columns[kRows];
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) columns[k] = {team.thread * kGroup, has(k) ? end : 0};
+  const auto read_input = [&](auto input) {
+    Words<typename decltype(from(input, 0))::Element, kRows, kElements, kGroup> loaded;
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      read<kGlobal>(from(input, k), columns[k], begin, loaded.words[k]);
+    return loaded;
+  };
   A pivot[kRows];
-  with_registers<kInputs<Args>, A, kRows, kElements>([&](auto& x) {
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) {
-      columns[k] = {team.thread * kGroup, k < count ? cols : 0};
-      unroll<kInputs<Args>>([&](auto n) { read<kGlobal>(from(n, k), columns[k], 0, x[n][k]); });
-    }
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) pivot[k] = k < count ? widen(from(kFirst, k).data[0]) : A(0);
+  typename Pass::Vectors vectors[kRows];
+  const auto work = [&](auto&&... inputs) {
+    A(*const x[])[kElements] = {inputs.elements...};
     Moments<A> moments[kRows];
-    find_moments(team, x, columns, 0, pivot, static_cast<A>(cols), args.formula.center,
-                 Pass::needs_sum(args), moments);
+    find_moments(team, x, columns, begin, pivot, static_cast<A>(args.shape.cols),
+                 args.formula.center, Pass::needs_sum(args), moments);
+    if constexpr (!kGlobal) team.sync();  // before a pivot is overwritten, which all threads read
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (k >= count) break;
-      const auto by = Pass::factors(moments[k], args, row + k, team.thread == 0);
-      apply<Pass>(by, x, k, std::make_integer_sequence<int, kInputs<Args>>());
-      unroll<Args::kResults>([&](auto n) { write<kGlobal>(to(n, k), columns[k], 0, x[n][k]); });
+      if (!has(k)) break;
+      const bool writes = begin == 0 && team.thread == 0;
+      const auto by = Pass::factors(moments[k], vectors[k], args, row + k, writes);
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) Pass::apply(by, inputs.elements[k][i]...);
+      unroll<Args::kResults>(
+          [&](auto result) { write<kGlobal>(to(result, k), columns[k], begin, x[result][k]); });
     }
-  });
+  };
+  const auto unpack_all = [&](const auto&... loaded) {
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      pivot[k] = has(k) ? widen(from(std::integral_constant<int, 0>(), k).data[0]) : A(0);
+      if (has(k)) vectors[k] = Pass::load(args, row + k);
+    }
+    work(Elements<A, kRows, kElements>(loaded)...);
+  };
+  unpack_all(read_input(std::integral_constant<int, n>())...);
 }
 
-// Block number `block` of an entry.
-template <class Pass, int kTier>
-__device__ __forceinline__ void work_on_block(const Entry<typename Pass::Args>& entry,
-                                              uint32_t block) {
+// The same number, but the compiler does not know it: what is found by it is read again, and is not kept
+// in registers until then.
+__device__ __forceinline__ int again(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
+// The rows of a block that are one stretch of every tensor.
+template <class Args>
+struct FlatRows {
+  const Args& args;
+  int64_t first;
+  int count, cols;
+
+  __device__ FlatRows(const Entry<Args>& entry, uint32_t block)
+      : args(entry.args),
+        first(static_cast<int64_t>(block) * entry.rows),
+        count(static_cast<int>(args.shape.rows - first < entry.rows ? args.shape.rows - first
+                                                                    : entry.rows)),
+        cols(static_cast<int>(args.shape.cols)) {}
+};
+
+template <class Pass, int kTier, class Entries, int... n>
+__device__ __forceinline__ void work_on_flat_block(const Entries& entries, int entry,
+                                                   uint32_t block,
+                                                   std::integer_sequence<int, n...> inputs) {
   using Args = typename Pass::Args;
   using A = typename Pass::A;
   constexpr Tier tier = Tiers<Pass>::list[kTier];
   constexpr int kVec = Tiers<Pass>::kVec;
-  constexpr int kGroup = tier.access == Access::kVector ? kVec : 1;
-  const Args& args = entry.args;
+  const auto rows_again = [&] { return FlatRows<Args>(entries[again(entry)], block); };
+  const auto input = [](auto number, const FlatRows<Args>& rows) {
+    const auto row = input_row<Pass, int32_t, number()>(rows.args, rows.first);
+    return Stretch<InputOf<Pass, number()>, A, kVec>(row.data, rows.count * rows.cols);
+  };
+  A* tiles[kInputs<Args>];  // each input's first element, in shared memory
+  const auto put = [&](const FlatRows<Args>& rows, const auto&... loaded) {
+    ((tiles[n] = input(std::integral_constant<int, n>(), rows)
+                     .template put<kTile<A>>(loaded, shared_tile<A, kTile<A> + kVec, n>())),
+     ...);
+  };
+  {
+    const FlatRows<Args> rows(entries[entry], block);
+    put(rows, input(std::integral_constant<int, n>(), rows).template load_all<kTile<A>>()...);
+  }
+  __syncthreads();
   Team<tier.team> team;
-  const int64_t first = static_cast<int64_t>(block) * entry.rows;
+#pragma unroll 1
+  for (int i = team.index;; i += tier.threads() / tier.team) {
+    const FlatRows<Args> rows = rows_again();
+    if (i >= rows.count) break;
+    const auto at = [&](auto number, int) {
+      return Row<A, int32_t>(tiles[number] + i * rows.cols);
+    };
+    work_on_rows<Pass, tier.elements, 1, 1, false>(rows.args, team, rows.first + i, 1, 0, rows.cols,
+                                                   at, at, inputs);
+  }
+  __syncthreads();
+  const FlatRows<Args> rows = rows_again();
+  unroll<Args::kResults>([&](auto number) {
+    const auto row = result_row<Pass, int32_t, number()>(rows.args, rows.first);
+    const Stretch<ResultOf<Pass, number()>, A, kVec> result(row.data, rows.count * rows.cols);
+    result.template store_from<kTile<A>>(tiles[number], input(number, rows).phase == result.phase);
+  });
+}
+
+// Block number `block` of an entry.
+template <class Pass, int kTier, class Entries>
+__device__ __forceinline__ void work_on_block(const Entries& entries, int entry, uint32_t block) {
+  constexpr Tier tier = Tiers<Pass>::list[kTier];
+  constexpr InputsOf<Pass> inputs;
   if constexpr (tier.access == Access::kFlat) {
-    const int64_t left = args.shape.rows - first;
-    const int rows = static_cast<int>(left < entry.rows ? left : entry.rows);
-    const int cols = static_cast<int>(args.shape.cols);
-    A* tiles[kInputs<Args>];  // each input's first element, in shared memory
-    int phases[kInputs<Args>];
-    unroll<kInputs<Args>>([&](auto n) {
-      const auto row = input_row<Pass, int32_t, n()>(args, first);
-      const Stretch<InputOf<Pass, n()>, A, kVec> input(row.data, rows * cols);
-      A* const tile = shared_tile<A, kTile<A> + kVec, n()>();
-      input.template load_to<kTile<A>>(tile);
-      tiles[n] = tile + input.phase;
-      phases[n] = input.phase;
-    });
-    __syncthreads();
-    for (int i = team.index; i < rows; i += tier.threads() / tier.team) {
-      const auto at = [&](auto n, int) { return Row<A, int32_t>(tiles[n] + i * cols); };
-      work_on_rows<Pass, tier.team, tier.elements, tier.team_rows, kGroup, false>(
-          args, team, first + i, 1, at, at);
-    }
-    __syncthreads();
-    unroll<Args::kResults>([&](auto n) {
-      const auto row = result_row<Pass, int32_t, n()>(args, first);
-      const Stretch<ResultOf<Pass, n()>, A, kVec> result(row.data, rows * cols);
-      result.template store_from<kTile<A>>(tiles[n], phases[n] == result.phase);
-    });
+    work_on_flat_block<Pass, kTier>(entries, entry, block, inputs);
   } else {
-    const int64_t row = first + team.index * tier.team_rows;
-    if (row >= args.shape.rows) return;
-    work_on_rows<Pass, tier.team, tier.elements, tier.team_rows, kGroup, true>(
-        args, team, row, args.shape.rows - row,
+    constexpr int kGroup = tier.access == Access::kVector ? Tiers<Pass>::kVec : 1;
+    const auto& args = entries[entry].args;
+    Team<tier.team> team;
+    const int64_t row =
+        static_cast<int64_t>(block) * entries[entry].rows + team.index * tier.team_rows;
+    const int64_t left = args.shape.rows - row;
+    if (left <= 0) return;
+    const int count = static_cast<int>(left < tier.team_rows ? left : tier.team_rows);
+    work_on_rows<Pass, tier.elements, tier.team_rows, kGroup, true>(
+        args, team, row, count, 0, static_cast<int32_t>(args.shape.cols),
         [&](auto n, int k) { return input_row<Pass, int32_t, n()>(args, row + k); },
-        [&](auto n, int k) { return result_row<Pass, int32_t, n()>(args, row + k); });
+        [&](auto n, int k) { return result_row<Pass, int32_t, n()>(args, row + k); }, inputs);
   }
 }
 
 template <class Pass, int kThreads, int kBytes>
-__global__ void __launch_bounds__(kThreads, kThreads == 128 ? Pass::kBlocks : 1)
+__global__ void __launch_bounds__(kThreads, Pass::kResident / kThreads)
     batch_kernel(const __grid_constant__ Batch<typename Pass::Args, kBytes> batch) {
   const int i = batch.entry_of(blockIdx.x);
   const uint32_t block = blockIdx.x - batch.first_block[i];
   with_tier<Tiers<Pass>, kThreads>(batch.entries[i].tier, [&](auto tier) {
-    work_on_block<Pass, tier()>(batch.entries[i], block);
+    work_on_block<Pass, tier()>(batch.entries, again(i), block);
   });
 }
 
-// Split rows: the moments of every chunk of a row, then the row's from those, and the results.
-template <class Pass, int kTier, bool kApply>
-__global__ void __launch_bounds__(512, 1)
-    split_kernel(const __grid_constant__ Split<typename Pass::Args> split) {
+// Rows that a cluster of blocks shares.
+template <class Pass, int kTier>
+__global__ void __launch_bounds__(256, Pass::kResident / 256)
+    cluster_kernel(const __grid_constant__ Split<typename Pass::Args> split) {
+#ifdef WS_CLUSTERS
+  constexpr Tier tier = Tiers<Pass>::list[kTier];
+  const int64_t row = split.row();
+  ClusterTeam<tier.team> team;
+  work_on_rows<Pass, tier.elements, 1, Tiers<Pass>::kVec, true>(
+      split.args, team, row, 1, static_cast<int32_t>(split.begin()),
+      static_cast<int32_t>(split.end()),
+      [&](auto n, int) { return input_row<Pass, int32_t, n()>(split.args, row); },
+      [&](auto n, int) { return result_row<Pass, int32_t, n()>(split.args, row); },
+      InputsOf<Pass>());
+  team.wait();
+#endif
+}
+
+// A block's part of a split row, tile by tile. The next tile's loads are under way while this one is
+// worked on, and the first one's while the moments are combined.
+template <class Pass, int kTier, bool kApply, int... n>
+__device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& split,
+                                              std::integer_sequence<int, n...>) {
   using Args = typename Pass::Args;
   using A = typename Pass::A;
   constexpr Tier tier = Tiers<Pass>::list[kTier];
@@ -182,56 +265,76 @@ __global__ void __launch_bounds__(512, 1)
   const int64_t row = split.row(), begin = split.begin(), end = split.end();
   const Columns<tier.team, kGroup, int64_t> columns[1] = {{team.thread * kGroup, end}};
   auto* const parts = static_cast<Moments<A>*>(split.moments);
-  with_registers<kInputs<Args>, A, 1, tier.elements>([&](auto& x) {
-    const auto read_inputs = [&](int64_t tile) {
-      unroll<kInputs<Args>>([&](auto n) {
-        read<kApply>(input_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
-      });
-    };
+  const auto read_input = [&](auto input, int64_t tile) {
+    Words<InputOf<Pass, input()>, 1, tier.elements, kGroup> loaded;
+    read<kApply>(input_row<Pass, int64_t, input()>(args, row), columns[0], tile, loaded.words[0]);
+    return loaded;
+  };
+  const auto work = [&](auto... loaded) {
+    Moments<A> moments;
+    [[maybe_unused]] typename Pass::Factors by;
+    [[maybe_unused]] A pivot[1];
     if constexpr (kApply) {
-      const Moments<A> moments =
+      const auto vectors = Pass::load(args, row);
+      moments =
           combine(team, parts + row * split.chunks, split.chunks, static_cast<A>(args.shape.cols),
                   [&](int chunk) { return split.cols_of(chunk); });
-      const auto by = Pass::factors(moments, args, row, begin == 0 && team.thread == 0);
-      for (int64_t tile = begin; tile < end; tile += kStep) {
-        read_inputs(tile);
-        apply<Pass>(by, x, 0, std::make_integer_sequence<int, kInputs<Args>>());
-        unroll<Args::kResults>([&](auto n) {
-          write<true>(result_row<Pass, int64_t, n()>(args, row), columns[0], tile, x[n][0]);
-        });
-      }
+      by = Pass::factors(moments, vectors, args, row, begin == 0 && team.thread == 0);
     } else {
-      const A pivot[1] = {widen(input_row<Pass, int64_t, 0>(args, row).data[0])};
-      Moments<A> moments;
-      for (int64_t tile = begin; tile < end; tile += kStep) {
-        read_inputs(tile);
-        const A n = static_cast<A>(end - tile < kStep ? end - tile : kStep);
+      pivot[0] = widen(input_row<Pass, int64_t, 0>(args, row).data[0]);
+    }
+    const auto work_on_tile = [&](int64_t tile, auto&&... inputs) {
+      A(*const x[])[tier.elements] = {inputs.elements...};
+      ((loaded = read_input(std::integral_constant<int, n>(), tile + kStep)), ...);
+      if constexpr (kApply) {
+#pragma unroll
+        for (int i = 0; i < tier.elements; ++i) Pass::apply(by, inputs.elements[0][i]...);
+        unroll<Args::kResults>([&](auto result) {
+          write<true>(result_row<Pass, int64_t, result()>(args, row), columns[0], tile,
+                      x[result][0]);
+        });
+      } else {
+        const A cols = static_cast<A>(end - tile < kStep ? end - tile : kStep);
         Moments<A> part[1];
-        find_moments(team, x, columns, tile, pivot, n, args.formula.center, Pass::needs_sum(args),
-                     part);
+        find_moments(team, x, columns, tile, pivot, cols, args.formula.center,
+                     Pass::needs_sum(args), part);
         if (tile == begin) {
           moments = part[0];
         } else {
-          merge(moments, static_cast<A>(tile - begin), part[0], n);
+          merge(moments, static_cast<A>(tile - begin), part[0], cols);
         }
       }
-      if (team.thread == 0) parts[blockIdx.x] = moments;
-    }
-  });
+    };
+    for (int64_t tile = begin; tile < end; tile += kStep)
+      work_on_tile(tile, Elements<A, 1, tier.elements>(loaded)...);
+    if (!kApply && team.thread == 0) parts[blockIdx.x] = moments;
+  };
+  work(read_input(std::integral_constant<int, n>(), begin)...);
+}
+
+// Split rows: the moments of every chunk of a row, then the row's from those, and the results.
+template <class Pass, int kTier, bool kApply>
+__global__ void __launch_bounds__(256, Pass::kResident / 256)
+    split_kernel(const __grid_constant__ Split<typename Pass::Args> split) {
+  work_on_chunk<Pass, kTier, kApply>(split, InputsOf<Pass>());
 }
 
 template <class Pass>
 constexpr Kernels<typename Pass::Args> kernels() {
   using Table = Tiers<Pass>;
-  constexpr int kSplit = split_tier<Table>(Access::kVector);
-  constexpr int kScalarSplit = split_tier<Table>(Access::kScalar);
+  constexpr int kCluster = tier_of_form<Table>(Form::kCluster, Access::kVector);
+  constexpr int kSplit = tier_of_form<Table>(Form::kSplit, Access::kVector);
+  constexpr int kScalarSplit = tier_of_form<Table>(Form::kSplit, Access::kScalar);
   return {Table::kVec,
           Table::list,
           tier_of<Table>,
+          Pass::kResident,
           sizeof(Moments<typename Pass::A>),
           batch_kernel<Pass, 128, kSmallBytes>,
           batch_kernel<Pass, 128, kLargeBytes>,
+          batch_kernel<Pass, 256, kSmallBytes>,
           batch_kernel<Pass, 512, kSmallBytes>,
+          cluster_kernel<Pass, kCluster>,
           {split_kernel<Pass, kSplit, false>, split_kernel<Pass, kScalarSplit, false>},
           {split_kernel<Pass, kSplit, true>, split_kernel<Pass, kScalarSplit, true>}};
 }

@@ -92,32 +92,38 @@ Element element_named(const char* argument, const std::string& name) {
 }
 
 template <class Args>
-py::dict describe_plan(int64_t rows, int64_t cols, Types types) {
+py::dict describe_plan(int64_t rows, int64_t cols, Types types, int max_cluster) {
   Args args{};
   args.shape = {rows, cols, cols};
   for (Operand& operand : args.operands) operand.strides = {cols, cols};
-  const Plan plan = cuda_api().pass<Args>().plan(args, types);
+  const Plan plan = cuda_api().pass<Args>().plan(args, types, max_cluster);
   const char* const accesses[] = {"vector", "flat", "scalar"};
+  const char* const forms[] = {"rows", "cluster", "split"};
   using namespace pybind11::literals;
   return py::dict("name"_a = plan.tier.name,
                   "access"_a = accesses[static_cast<int>(plan.tier.access)],
-                  "max_cols"_a = plan.tier.max_cols(), "team"_a = plan.tier.team,
+                  "form"_a = forms[static_cast<int>(plan.tier.form)],
+                  "max_cols"_a = plan.tier.max_cols(max_cluster), "team"_a = plan.tier.team,
                   "elements"_a = plan.tier.elements, "team_rows"_a = plan.tier.team_rows,
                   "vector"_a = plan.vec, "threads"_a = plan.tier.threads(), "rows"_a = plan.rows,
-                  "chunks"_a = plan.chunks, "blocks"_a = plan.blocks);
+                  "resident"_a = plan.resident, "chunks"_a = plan.chunks, "blocks"_a = plan.blocks);
 }
 
-// What would be launched for a dense, aligned weight [rows, cols].
+// What would be launched for a dense, aligned weight [rows, cols], on a chip that has clusters of so many
+// blocks.
 py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
-                     const std::string& weight, const std::string& out) {
+                     const std::string& weight, const std::string& out, int cluster) {
+  if (cluster < 1 || cluster > 16 || (cluster & (cluster - 1)) != 0) {
+    throw py::value_error("cluster must be 1, 2, 4, 8 or 16, got " + std::to_string(cluster));
+  }
   if (rows < 1 || cols < 1) throw py::value_error("rows and cols must be positive");
   if (direction != "forward" && direction != "backward") {
     throw py::value_error("direction must be forward or backward, got " + direction);
   }
   const Element from = element_named("weight", weight);
   const Types types = types_of(from, out.empty() ? from : element_named("out", out), "out");
-  return direction == "forward" ? describe_plan<Forward>(rows, cols, types)
-                                : describe_plan<Backward>(rows, cols, types);
+  return direction == "forward" ? describe_plan<Forward>(rows, cols, types, cluster)
+                                : describe_plan<Backward>(rows, cols, types, cluster);
 }
 
 py::dict build_info() {
@@ -225,10 +231,13 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("build_info", &build_info,
         "What the module was built with: `compiler`, `pybind11`, and `cuda`, the toolkit and\n"
         "architectures of the CUDA kernels, or None where there are none.");
-  m.def("launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
-        py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
-        "How CUDA works on a dense, aligned weight of that size: the launch table's tier, and its\n"
-        "blocks. `out` is the result's dtype, by default the weight's.");
+  m.def(
+      "launch_plan", &launch_plan, py::arg("rows"), py::arg("cols"), py::kw_only(),
+      py::arg("direction") = "forward", py::arg("weight") = "float32", py::arg("out") = "",
+      py::arg("cluster") = 16,
+      "How CUDA works on a dense, aligned weight of that size: the launch table's tier, and its\n"
+      "blocks. `out` is the result's dtype, by default the weight's; `cluster` the blocks that a\n"
+      "cluster of the chip can have: 1 before 9.0, 16 on an H100.");
   m.def("forward", &forward, py::arg("weight"), py::arg("out"), py::arg("gain") = py::none(),
         py::arg("shift") = py::none(), py::kw_only(), py::arg("channel_dim") = 0,
         py::arg("eps") = 1e-5, py::arg("eps_mode") = 0, py::arg("correction") = 0,

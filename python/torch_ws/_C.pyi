@@ -23,6 +23,7 @@ class _BuildInfo(TypedDict):
 class _LaunchPlan(TypedDict):
     name: str
     access: str
+    form: str
     max_cols: int
     team: int
     elements: int
@@ -30,6 +31,7 @@ class _LaunchPlan(TypedDict):
     vector: int
     threads: int
     rows: int
+    resident: int
     chunks: int
     blocks: int
 
@@ -43,6 +45,7 @@ def launch_plan(
     direction: Literal["forward", "backward"] = "forward",
     weight: _Dtype = "float32",
     out: _Dtype | Literal[""] = "",
+    cluster: Literal[1, 2, 4, 8, 16] = 16,
 ) -> _LaunchPlan: ...
 def forward(
     weight: _Array,

@@ -26,11 +26,15 @@ NAMES = ["f64", "f32", "f16", "bf16", "f32-f16", "f32-bf16"]
 every_types = pytest.mark.parametrize("types", range(len(TYPES)), ids=NAMES)
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
-# How many tiers the launch tables have; test_tables holds this against them.
-ACCESSES = {"vector": 9, "flat": 4, "scalar": 5}
-TIERS = [(access, i) for access, count in ACCESSES.items() for i in range(count)]
-# One entry of every kernel: blocks of 128 threads, unaligned and of 512, and rows split over blocks
-FAST = [("vector", 0), ("flat", 0), ("vector", 7), ("vector", 8), ("scalar", 4)]
+# How many tiers the launch tables have; test_tables holds this against them. Rows that clusters
+# have on chips with them, a block of 512 has on others.
+ACCESSES = {"vector": 11, "flat": 3, "scalar": 5}
+TIERS = [(access, i, 16) for access, count in ACCESSES.items() for i in range(count)]
+TIERS += [("vector", 9, 1), ("vector", 10, 1)]
+# One entry of every kernel: blocks of 128 threads, aligned and not, of 256 and 512, clusters, and
+# rows split over blocks
+FAST = [("vector", 0, 16), ("flat", 0, 16), ("vector", 8, 16), ("vector", 9, 1)]
+FAST += [("vector", 9, 16), ("vector", 10, 1), ("scalar", 4, 16)]
 
 
 @both
@@ -38,13 +42,22 @@ FAST = [("vector", 0), ("flat", 0), ("vector", 7), ("vector", 8), ("scalar", 4)]
 def test_tables(kernels, direction, types):
     widest = max(dtype.itemsize for dtype in TYPES[types])
     for access, count in ACCESSES.items():
-        table = kernels.tiers(direction, types, access)
-        assert len(table) == count
+        forms = {}
+        for max_cluster in (1, 16):
+            table = kernels.tiers(direction, types, access, max_cluster)
+            assert len(table) == count
+            forms[max_cluster] = {(plan.form, plan.threads) for plan in table}
+        vector = access == "vector"
+        assert forms[1] - forms[16] == ({("rows", 512)} if vector else set())
+        assert forms[16] - forms[1] == ({("cluster", 256)} if vector else set())
         for plan in table:
             assert plan.vec == (1 if access == "scalar" else 16 // widest)
             assert plan.threads % plan.team == 0
             if plan.max_cols == NO_LIMIT:
-                assert plan is table[-1] and access != "flat" and plan.chunks > 1
+                assert plan is table[-1] and access != "flat" and plan.blocks >= 528
+                continue
+            if plan.form == "cluster":
+                assert plan.chunks == 2
                 continue
             assert plan.chunks == 1
             if access != "flat":
@@ -53,28 +66,28 @@ def test_tables(kernels, direction, types):
 
 def rows_for(plan, cols):
     """A block and a row: threads without a row, and more than one block."""
-    if plan.max_cols == NO_LIMIT:
+    if plan.form != "rows":
         return 2
     if plan.access == "flat":
         return 2048 // cols + 1
-    if plan.access == "vector" and plan.team == 32:
+    if plan.access == "vector" and (plan.team == 32 or plan.team_rows > 1):
         return 130  # more than those for which teams are made larger
     return plan.rows + 1
 
 
 @pytest.mark.parametrize(
-    "access, tier",
+    "access, tier, max_cluster",
     [pytest.param(*t, marks=[pytest.mark.slow] * (t not in FAST)) for t in TIERS],
-    ids=[f"{access}{i}" for access, i in TIERS],
+    ids=[f"{access}{i}" + "-no-clusters" * (cluster == 1) for access, i, cluster in TIERS],
 )
 @both
 @every_types
-def test_every_tier(kernels, direction, types, access, tier):
-    table = kernels.tiers(direction, types, access)
+def test_every_tier(kernels, direction, types, access, tier, max_cluster):
+    table = kernels.tiers(direction, types, access, max_cluster)
     plan = table[tier]
     step = plan.vec if access == "vector" else 1
     shortest = table[tier - 1].max_cols + step if tier else (16 if access == "vector" else 3)
-    split = plan.max_cols == NO_LIMIT
+    split = plan.form == "split"
     # Rows that leave most registers empty, that end in the middle of a team, and that fill all; of
     # split rows, some that end in the middle of a chunk.
     longest = plan.max_cols if not split else shortest + 5 * plan.team * plan.elements // 2
@@ -83,10 +96,13 @@ def test_every_tier(kernels, direction, types, access, tier):
     layouts = [layout] * (2 if direction == "forward" else 3)
     for cols in sorted({shortest, middle, longest}):
         rows = rows_for(plan, cols)
-        result = run(kernels, direction, types, rows, cols, layouts=layouts)
+        options = {"layouts": layouts, "max_cluster": max_cluster}
+        result = run(kernels, direction, types, rows, cols, **options)
         assert result.plan.access == access
         assert result.plan.name == plan.name and result.plan.max_cols == plan.max_cols
         assert result.record.launches == (2 if split else 1)
+        cluster = result.plan.chunks if plan.form == "cluster" else 1
+        assert result.record.clusters[0] == cluster
         inputs = [TYPES[types][0]] + [TYPES[types][1]] * (direction == "backward")
         # each input once from memory, for good; those of split rows for the second time then
         assert result.record.load_bytes == rows * cols * sum(t.itemsize for t in inputs)
@@ -130,7 +146,9 @@ def test_plan_of_very_large_weights(kernels, direction):
     for cols in (2**24, 2**33):
         args.shape = Shape(1, cols, cols)
         plan = kernels.plan(direction, F32, args)
-        assert plan.chunks == plan.blocks <= 1024
+        assert (
+            500 < plan.chunks == plan.blocks <= 528
+        )  # four blocks for each of 132 multiprocessors
 
 
 # (run, gap, float32 elements and bfloat16 elements of an access): a transposed convolution of 1x1,
@@ -206,10 +224,10 @@ def test_choice_of_access(kernels, direction):
     "kernel, message",
     [
         ("sound", ""),
-        ("left_before_barrier", "thread 40 has left the kernel while others wait in __syncthreads"),
-        ("barrier_in_branch", "thread 32 has left the kernel while others wait in __syncthreads"),
+        ("left_before_barrier", "thread 40 has left the kernel while others wait in a barrier"),
+        ("barrier_in_branch", "thread 32 has left the kernel while others wait in a barrier"),
         ("left_before_shuffle", "thread 3 has left the kernel while thread 0 waits for it"),
-        ("barrier_against_shuffle", "thread 0 waits in __syncthreads while thread 1 waits for it"),
+        ("barrier_against_shuffle", "thread 0 waits in a barrier while thread 1 waits for it"),
         ("different_shuffles", "thread 1 is in another shuffle while thread 0 waits for it"),
         ("lane_outside_mask", "thread 0 shuffles with a lane that its mask leaves out"),
         ("misaligned", "is not aligned to its size"),
@@ -217,11 +235,34 @@ def test_choice_of_access(kernels, direction):
 )
 def test_stand_in_notices(kernels, kernel, message):
     sums = torch.zeros(64, dtype=torch.int32)
-    error = kernels.library.run_named(kernel.encode(), ctypes.c_void_p(sums.data_ptr())).decode()
+    pointer = ctypes.c_void_p(sums.data_ptr())
+    error = kernels.library.run_named(kernel.encode(), pointer, 1).decode()
     if message:
-        assert message in error and error.startswith("block (0, 0): ")
+        assert message in error and error.startswith("block 0: ")
     else:
         assert error == "" and (sums == 63 * 64 // 2).all()
+
+
+@pytest.mark.parametrize(
+    "kernel, message",
+    [
+        ("sound_cluster", ""),
+        ("left_before_cluster_barrier", "block 0: a block of its cluster has left while it waits"),
+        ("different_barriers", "block 0: thread 32 waits in another barrier than thread 0"),
+        (
+            "left_before_others_have_read",
+            "block 1: reads the shared memory of block 0 of its cluster",
+        ),
+    ],
+)
+def test_stand_in_notices_in_a_cluster(kernels, kernel, message):
+    sums = torch.zeros(64, dtype=torch.int32)
+    pointer = ctypes.c_void_p(sums.data_ptr())
+    error = kernels.library.run_named(kernel.encode(), pointer, 2).decode()
+    if message:
+        assert message in error
+    else:  # each block has seen the other's number
+        assert error == "" and sums.tolist() == [6] * 32 + [5] * 32
 
 
 @pytest.mark.parametrize("place", ["before", "gap", "after"])

@@ -6,10 +6,13 @@ from cuda_stand_in.kernels import BF16, F32, LARGE, SMALL, TYPES, Layout, Shape,
 
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
-# Weights that together take every kind of tier, and two kernels of types besides
+# Weights that together take every kind of tier: for blocks of 128 threads
 MIXED = [(F32, 64, 147), (F32, 32, 64), (F32, 8, 256), (F32, 130, 512), (F32, 3, 1152)]
-MIXED += [(F32, 4, 4608), (F32, 2, 18432), (F32, 1, 70000), (F32, 40, 9), (BF16, 16, 576)]
-MIXED += [(5, 7, 100), (0, 5, 33), (F32, 1, 16)]
+MIXED += [(F32, 4, 4608), (F32, 40, 9), (F32, 1, 16)]
+# for a block of 256, a cluster, or one of 512 where there are none, and split
+MIXED += [(F32, 2, 9216), (F32, 2, 18432), (F32, 1, 150000)]
+# and for three kernels of other types
+MIXED += [(BF16, 16, 576), (5, 7, 100), (0, 5, 33)]
 
 
 def make(direction, types, rows, cols):
@@ -22,15 +25,21 @@ def make(direction, types, rows, cols):
     return (types, grad, weight, gain), {"affine": cols % 3 == 0}
 
 
+@pytest.mark.parametrize("max_cluster", [1, 16])
 @pytest.mark.parametrize("parameter_bytes", [SMALL, LARGE])
 @both
-def test_many_weights_in_one_launch(kernels, direction, parameter_bytes):
+def test_many_weights_in_one_launch(kernels, direction, parameter_bytes, max_cluster):
     calls = [make(direction, *shape) for shape in MIXED]
     weights = [getattr(Weight, direction)(*args, **options) for args, options in calls]
-    record = kernels.run(direction, weights, parameter_bytes)
-    # float32 in blocks of 128 and of 512 threads, a split row's two, and one for each other type
-    assert record.launches == 2 + 2 + 3
+    record = kernels.run(direction, weights, parameter_bytes, max_cluster)
+    # of 128 threads eight weights; of 256; of 512 or a cluster; a split row's two; each other type
+    of_128 = -(-8 // kernels.capacity(direction, parameter_bytes == LARGE))
+    assert of_128 == (1 if parameter_bytes == LARGE else 2)
+    assert record.launches == of_128 + 1 + 1 + 2 + 3
+    clusters = list(record.clusters[: record.launches])
+    assert clusters.count(2) == (max_cluster > 1) and set(clusters) <= {1, 2}
     for weight, (args, options) in zip(weights, calls, strict=True):
+        options |= {"max_cluster": max_cluster}
         alone = getattr(kernels, direction)(*args, **options).tensors
         for name, tensor in weight.results().items():
             assert torch.equal(tensor, alone[name]), (name, args[1].shape)
@@ -53,7 +62,7 @@ def test_launches_are_as_few_as_hold_all(kernels, direction):
                 )
                 name = "out" if direction == "forward" else "grad_weight"
                 assert torch.equal(weight.results()[name], alone.tensors[name])
-    # a ResNet-50 has 53; a kernel's parameter of 4 KB is not enough for it, the large one is
+    # a ResNet-50 has 53; a kernel's small parameter is not enough for it, the large one is
     assert kernels.capacity(direction, large=False) < 53 < kernels.capacity(direction, large=True)
 
 
@@ -79,9 +88,10 @@ def test_empty_weights_are_left_out(kernels, direction):
     assert kernels.run(direction, []).launches == 0
 
 
-# Every access, with a row for a warp, for a block and split over blocks; runs of 4 elements
+# Every access, with a row for a warp, a block and a cluster, and split over blocks in runs of 4
 @pytest.mark.parametrize(
-    "rows, cols, run", [(40, 9, 9), (33, 64, 64), (3, 4608, 4608), (2, 70000, 4)]
+    "rows, cols, run",
+    [(40, 9, 9), (33, 64, 64), (3, 4608, 4608), (2, 70000, 70000), (1, 150_000, 4)],
 )
 @pytest.mark.parametrize("place", ["out", "grad", "weight"])
 def test_in_place(kernels, rows, cols, run, place):

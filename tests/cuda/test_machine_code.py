@@ -1,4 +1,4 @@
-"""No CUDA kernel spills or has a stack frame, and all make the accesses that they should."""
+"""No CUDA kernel spills, and all have the accesses and loads in flight that they should."""
 
 import os
 import shutil
@@ -10,7 +10,17 @@ from pathlib import Path
 import machine_code
 import pytest
 import torch_ws
-from machine_code import Kernel, count_memory, local_memory, narrow_accesses, parse_resources, read
+from machine_code import (
+    Entry,
+    Kernel,
+    count_memory,
+    local_memory,
+    narrow_accesses,
+    parse_resources,
+    read,
+    too_many_registers,
+    too_many_waits,
+)
 
 LIBRARY = Path(torch_ws.__file__).parent / "libws_cuda.so"
 ARCHITECTURES = machine_code.default_architectures()
@@ -68,7 +78,8 @@ def test_every_pair_of_types_is_there(of_architecture):
     pairs += [("f", "6__half"), ("f", "13__nv_bfloat16")]
     expected = {(direction, *pair) for direction in ("forward", "backward") for pair in pairs}
     assert {kernel.signature for kernel in of_architecture} == expected
-    assert all(kernel.memory for kernel in of_architecture)  # none was missed in the machine code
+    # none was missed in the machine code; without clusters, their kernels are empty
+    assert all(kernel.memory or "cluster" in kernel.name for kernel in of_architecture)
 
 
 @pytest.mark.slow
@@ -81,6 +92,18 @@ def test_registers_alone(of_architecture):
 @every_architecture
 def test_wide_accesses(of_architecture):
     assert not [found for kernel in of_architecture for found in narrow_accesses(kernel)]
+
+
+@pytest.mark.slow
+@every_architecture
+def test_as_many_blocks_as_the_launch_table_says(of_architecture):
+    assert not [found for kernel in of_architecture if (found := too_many_registers(kernel))]
+
+
+@pytest.mark.slow
+@every_architecture
+def test_loads_are_in_flight_together(of_architecture):
+    assert not [found for kernel in of_architecture if (found := too_many_waits(kernel))]
 
 
 # --- the gate itself: it fails when it should
@@ -123,8 +146,8 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
     source.write_text(TOY)
     subprocess.run([command[0], "-cubin", "-arch=sm_90", source, "-o", cubin], check=True)
     forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "Backward" in k.name)
-    table = [(128, False, 6), (512, True, 6)]
-    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: table)
+    table = [Entry("vector", "rows", 128, 4, 1, 6), Entry("vector", "split", 1024, 2, 1, 6)]
+    monkeypatch.setattr(machine_code, "launch_table", lambda *names: table)
     assert forward.signature == ("forward", "f", "13__nv_bfloat16")
     assert forward.stack >= 256 and "a stack frame of 256 bytes" in local_memory(forward)
     assert any("0 LDG of 16 bytes" in problem for problem in narrow_accesses(forward))
@@ -132,6 +155,9 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
     assert backward.signature == ("backward", "d", "d")
     assert "STL" in local_memory(backward)
     assert not narrow_accesses(backward)  # 24 of each, as the table asks for
+    assert not too_many_registers(backward)  # two blocks of 1024 threads, by its launch bounds
+    table[1] = table[1]._replace(resident=3)
+    assert "3 blocks of 1024 threads do not fit" in too_many_registers(backward)
 
 
 # As cuobjdump 13 prints them, shortened.
@@ -145,6 +171,11 @@ MACHINE_CODE = """
                                                                          /* 0x001fcc000f8e0004 */
         /*00d0*/              @!P0 LDG.E.EF.128 R4, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
         /*00e0*/                   LDG.E.EF.64 R8, desc[UR8][R2.64] ;    /* 0x0000000002177381 */
+        /*00f0*/                   FADD R6, R6, 1 ;                      /* 0x0000000002177381 */
+        /*0100*/                   LDG.E.EF.64 R18, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
+        /*0110*/                   LDG.E R20, desc[UR8][R2.64] ;         /* 0x0000000002177381 */
+        /*0120*/                   FADD R20, R20, 1 ;                    /* 0x0000000002177381 */
+        /*0130*/                   LDG.E.EF.64 R22, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
         /*1230*/             @!UP1 STG.E.128.SYS [R2], R4 ;              /* 0x0000000002177381 */
         /*1240*/                   STL [R1+0x4], R8 ;                    /* 0x0000000002177381 */
         /*1250*/                   LDGSTS.E.128 [R1], [R4.64] ;          /* 0x0000000002177381 */
@@ -156,11 +187,13 @@ def test_parsing():
     count_memory(MACHINE_CODE.splitlines(), kernels)
     (kernel,) = kernels.values()
     assert kernel.signature == ("backward", "f", "6__half")
-    assert (kernel.stack, kernel.local) == (16, 0)
+    assert (kernel.registers, kernel.stack, kernel.local) == (66, 16, 0)
     assert kernel.memory == Counter(
-        ["LDG.E.EF.128", "LDG.E.EF.64", "STG.E.128.SYS", "STL", "LDGSTS.E.128"]
+        [*["LDG.E.EF.128"] + 3 * ["LDG.E.EF.64"], "LDG.E", "STG.E.128.SYS", "STL", "LDGSTS.E.128"]
     )
-    assert (kernel.count("LDG", 16), kernel.count("LDG", 8), kernel.count("STG", 16)) == (1, 2, 1)
+    assert (kernel.count("LDG", 16), kernel.count("LDG", 8), kernel.count("STG", 16)) == (1, 4, 1)
+    # R6, of the first two loads, is used before the other two; R20 is no vector load's
+    assert kernel.waits == 2
     assert local_memory(kernel) == (
         f"sm_90 {kernel.name}: a stack frame of 16 bytes, 0 bytes of local memory (1 STL)"
     )
@@ -170,8 +203,21 @@ def batch(types, threads, direction="11Forward"):
     return f"12batch_kernelINS_{direction}PassI{types}EELi{threads}ELi4096EEEvNS_5BatchINT_4ArgsE"
 
 
+cluster = "14cluster_kernelINS_11ForwardPassIffEELi9EEEvNS_5SplitINT_4ArgsEEE"
+
+
 def split(tier, apply):
     return f"12split_kernelINS_11ForwardPassIffEELi{tier}ELb{apply}EEEvNS_5SplitINT_4ArgsEEE"
+
+
+TABLE = [
+    Entry("vector", "rows", 128, resident=4, rows=2, groups=2),
+    Entry("vector", "rows", 128, resident=4, rows=1, groups=4),
+    Entry("vector", "rows", 512, resident=1, rows=1, groups=5),
+    Entry("vector", "cluster", 256, resident=2, rows=1, groups=4),
+    Entry("vector", "split", 256, resident=2, rows=1, groups=3),
+    Entry("flat", "rows", 128, resident=4, rows=1, groups=4),
+]
 
 
 @pytest.mark.parametrize(
@@ -192,17 +238,41 @@ def split(tier, apply):
         (split(8, apply=1), {"LDG.E.128": 6, "STG.E.128": 6}),
         (split(8, apply=0), {"LDG.E.128": 6}),
         (split(17, apply=1), {}),
+        (cluster, {"LDG.E.128": 8, "STG.E.128": 8}),
     ],
 )
 def test_expected_accesses(name, needed, monkeypatch):
-    table = [(128, False, 2), (128, False, 4), (512, False, 5), (512, True, 3)]
-    monkeypatch.setattr(machine_code, "vector_entries", lambda *names: table)
-    assert not narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, Counter(needed)))
+    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    assert not narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, 0, Counter(needed)))
     for opcode in needed:
         fewer = Counter(needed) - Counter([opcode])
-        assert narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, fewer))
+        assert narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, 0, fewer))
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "allowed"),
+    [
+        # blocks of 128: two rows and one, dense or made of runs, and a flat stretch
+        (batch("6__halfS2_", 128), "sm_90", 2 * 2 + 2 * 1 + 1),
+        (batch("ff", 128, "12Backward"), "sm_90", 2 * 2 * 2 + 2 * 2 * 1 + 1),
+        (split(8, apply=1), "sm_90", 2 * 2),  # a tile, and the next one
+        (cluster, "sm_90", 2),
+    ],
+)
+def test_expected_waits(name, architecture, allowed, monkeypatch):
+    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    of_name = (architecture, f"_ZN2ws{name}", 0, 0, 0, Counter())
+    assert not too_many_waits(Kernel(*of_name, waits=allowed))
+    assert f"expected {allowed}" in too_many_waits(Kernel(*of_name, waits=allowed + 1))
+
+
+def test_no_clusters_before_9_0(monkeypatch):
+    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    for architecture, entries in (("sm_86", 0), ("sm_90", 1), ("sm_120a", 1)):
+        kernel = Kernel(architecture, f"_ZN2ws{cluster}", 0, 0, 0)
+        assert len(machine_code.entries_of(kernel)) == entries
 
 
 def test_a_kernel_without_a_known_name_is_not_passed_over():
-    with pytest.raises(KeyError, match="neither a batch_kernel nor a split_kernel"):
-        narrow_accesses(Kernel("sm_90", "_ZN2ws11copy_kernelIfEEv", 0, 0))
+    with pytest.raises(KeyError, match="no batch_kernel, cluster_kernel or split_kernel"):
+        narrow_accesses(Kernel("sm_90", "_ZN2ws11copy_kernelIfEEv", 0, 0, 0))

@@ -1,10 +1,12 @@
 """The CUDA kernels' machine code, as NVIDIA's cuobjdump shows it, and what may not be in it.
 
-Two things are looked at in every kernel of every architecture:
+Four things are looked at in every kernel of every architecture:
 
     local memory   a stack frame or a spilled register: the kernel is to live in registers alone
+    registers      as many blocks as the launch table says have to fit a multiprocessor
     accesses       where a tensor allows it, a thread moves 16 bytes at a time, or, of the narrower
                    tensor of a kernel that converts, as many elements as those 16 bytes hold
+    waits          all loads of a thread's rows are issued before the first is used
 
 The library itself is read where it was built for an architecture. For the others of the default
 list, that of CMakeLists.txt, its sources are compiled with the flags of the build, and what comes
@@ -16,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -25,6 +28,7 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 TYPES = {"d": 8, "f": 4, "6__half": 2, "13__nv_bfloat16": 2}  # mangled names, bytes
@@ -32,28 +36,39 @@ NAMES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16"
 # _ZN2ws12batch_kernelINS_11ForwardPassIf13__nv_bfloat16EELi128ELi4096EEEvNS_5Batch...
 # _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELb0EEEvNS_5Split...; S2_: a type again
 KERNEL = re.compile(
-    rf"\d(?P<form>batch|split)_kernelINS_\d+(?P<direction>Forward|Backward)PassI"
+    rf"\d(?P<form>batch|cluster|split)_kernelINS_\d+(?P<direction>Forward|Backward)PassI"
     rf"(?P<weight>{'|'.join(TYPES)})(?P<out>{'|'.join(TYPES)}|S\d*_)EE(?P<arguments>\w*?)EEv"
 )
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+REGISTER = re.compile(r"\bR(\d+)")
 
 
 @dataclass
 class Kernel:
     architecture: str  # "sm_90"
     name: str  # mangled
+    registers: int  # of a thread
     stack: int  # bytes a thread: of its stack frame
     local: int  # and of its local memory beside it
     memory: Counter = field(default_factory=Counter)  # its loads and stores, by opcode
+    waits: int = 0  # groups of vector loads, all of which are issued before one is used
 
     @property
     def signature(self) -> tuple[str, str, str]:
         """Direction, and the types of weight and out; a KeyError where the name has none."""
         match = KERNEL.search(self.name)
         if match is None:
-            raise KeyError(f"{self.name}: neither a batch_kernel nor a split_kernel of a pass")
+            raise KeyError(
+                f"{self.name}: no batch_kernel, cluster_kernel or split_kernel of a pass"
+            )
         direction, weight, out = match.group("direction", "weight", "out")
         return direction.lower(), weight, weight if out.startswith("S") else out
+
+    @functools.cached_property
+    def narrowest(self) -> int:
+        """The bytes that a vector access moves of the narrower tensor."""
+        sizes = [TYPES[name] for name in self.signature[1:]]
+        return 16 // max(sizes) * min(sizes)
 
     def count(self, opcode: str, width: int) -> int:
         """The instructions that move at least `width` bytes."""
@@ -88,43 +103,90 @@ def local_memory(kernel: Kernel) -> str | None:
 # Ways to a row's columns that a kernel has code for: dense rows, and those made of runs.
 PATHS = 2
 # The first of the scalar tiers in csrc/cuda/launch/tiers.h: rows are split there without vectors.
-SCALAR_TIERS = 13
+SCALAR_TIERS = 15
+# The first architecture with clusters.
+CLUSTERS = 90
 
 
-def expected_groups(kernel: Kernel) -> tuple[int, int]:
-    """Groups of columns that a thread reads and writes, 16 bytes of each, over all entries."""
+class Entry(NamedTuple):
+    """Of the launch table."""
+
+    access: str
+    form: str
+    threads: int
+    resident: int  # blocks of a multiprocessor
+    rows: int  # that a thread has a part of
+    groups: int  # of columns, 16 bytes of each, that it reads of them at a time
+
+
+def entries_of(kernel: Kernel, access: str = "vector") -> list[Entry]:
+    """The entries with that access whose code the kernel has."""
     direction, weight, out = kernel.signature
     match = KERNEL.search(kernel.name)
-    table = vector_entries(direction, NAMES[weight], NAMES[out])
-    if match["form"] == "split":  # <Pass, kTier, kApply>: without kApply it only reads
-        tier, apply = map(int, re.match(r"Li(\d+)ELb([01])", match["arguments"]).groups())
-        groups = sum(groups for _, split, groups in table if split and tier < SCALAR_TIERS)
-        return groups, groups * apply
-    # <Pass, kThreads, kBytes>: all tiers whose blocks have so many threads
-    threads = int(re.match(r"Li(\d+)E", match["arguments"])[1])
-    groups = sum(groups for of, split, groups in table if of == threads and not split)
-    return groups, groups
+    form = {"batch": "rows"}.get(match["form"], match["form"])
+    numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", match["arguments"])]
+    table = [
+        entry
+        for entry in launch_table(direction, NAMES[weight], NAMES[out])
+        if entry.form == form and entry.access == access
+    ]
+    if form == "rows":  # <Pass, kThreads, kBytes>: all tiers whose blocks have so many threads
+        return [entry for entry in table if entry.threads == numbers[0]]
+    if form == "cluster":  # <Pass, kTier>: empty for the others
+        return table if int(kernel.architecture[3:].rstrip("af")) >= CLUSTERS else []
+    return table if numbers[0] < SCALAR_TIERS else []  # <Pass, kTier, kApply>
 
 
 @functools.cache
-def vector_entries(direction: str, weight: str, out: str) -> list[tuple[int, bool, int]]:
-    """Of the launch table: threads of a block, whether rows are split, and groups of a thread."""
+def launch_table(direction: str, weight: str, out: str) -> list[Entry]:
     from gpu.launch_table import ROWS, entries  # needs the CUDA library
 
     found = {}
-    for rows in ROWS:
-        for entry in entries(direction, weight, out, rows, step=8):
-            plan, split = entry.plan, not entry.limited
-            if plan["access"] == "vector":
-                groups = plan["elements"] // plan["vector"] * plan["team_rows"]
-                found[plan["team"], plan["elements"], split] = (plan["threads"], split, groups)
+    for rows, step, cluster in itertools.product(ROWS, (8, 1), (1, 16)):
+        for entry in entries(direction, weight, out, rows, step, cluster):
+            plan = entry.plan
+            groups = plan["elements"] // plan["vector"] * plan["team_rows"]
+            facts = (plan["threads"], plan["resident"], plan["team_rows"], groups)
+            key = (plan["access"], plan["form"], plan["team"], plan["elements"])
+            found[key] = Entry(plan["access"], plan["form"], *facts)
     return list(found.values())
+
+
+def too_many_registers(kernel: Kernel) -> str | None:
+    """Of 65,536, given out to a warp by the 256; None if as many blocks fit as the table says."""
+    for entry in entries_of(kernel):
+        of_block = -(-kernel.registers // 8) * 8 * entry.threads
+        if 65536 // of_block < entry.resident:
+            return (
+                f"{kernel.architecture} {kernel.name}: {kernel.registers} registers, with which "
+                f"{entry.resident} blocks of {entry.threads} threads do not fit a multiprocessor"
+            )
+    return None
+
+
+def too_many_waits(kernel: Kernel) -> str | None:
+    """One for each tensor's row, dense or made of runs: what lies between those is another way.
+
+    Split rows have the same again for the next tile, and flat ones are a single stretch.
+    """
+    inputs = 1 if kernel.signature[0] == "forward" else 2
+    vector = entries_of(kernel)
+    allowed = sum(PATHS * e.rows * inputs * (2 if e.form == "split" else 1) for e in vector)
+    allowed += len(entries_of(kernel, "flat"))
+    if vector and kernel.waits > allowed:
+        return (
+            f"{kernel.architecture} {kernel.name}: {kernel.waits} times loads are waited for, "
+            f"expected {allowed}: some are used before the others of the rows are issued"
+        )
+    return None
 
 
 def expected_accesses(kernel: Kernel) -> Counter:
     """How many accesses of at least which width the kernel needs: (opcode, bytes) -> number."""
     direction, weight, out = kernel.signature
-    reads, writes = (PATHS * groups for groups in expected_groups(kernel))
+    reads = PATHS * sum(entry.groups for entry in entries_of(kernel))
+    only_reads = "split_kernel" in kernel.name and "ELb0E" in kernel.name  # for the moments
+    writes = 0 if only_reads else reads
     elements = 16 // max(TYPES[weight], TYPES[out])  # an access moves as many of both tensors
     of_weight, of_out = elements * TYPES[weight], elements * TYPES[out]
     needed = Counter({("LDG", of_weight): reads})
@@ -187,20 +249,27 @@ def parse_resources(lines, architecture: str) -> dict[str, Kernel]:
     for line in lines:
         if match := re.match(r"\s*Function (\S+):", line):
             name = match.group(1)
-        elif match := re.search(r"STACK:(\d+).*LOCAL:(\d+)", line):
+        elif match := re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", line):
             kernels[name] = Kernel(architecture, name, *map(int, match.groups()))
     return kernels
 
 
 def count_memory(lines, kernels: dict[str, Kernel]) -> None:
-    kernel = None
+    kernel, awaited = None, set()  # registers that wide loads are on their way to
     for line in lines:
         if match := re.match(r"\s*Function : (\S+)", line):
             kernel = kernels[match.group(1)]
+            awaited.clear()
         elif match := INSTRUCTION.search(line):
-            opcode = match.group(1)
+            opcode, operands = match.group(1), match.group(2)
             if opcode.startswith(("LDG", "STG", "LDL", "STL", "LD.", "ST.")):
                 kernel.memory[opcode] += 1
+            if awaited and not awaited.isdisjoint(map(int, REGISTER.findall(operands))):
+                awaited.clear()
+            if opcode.startswith("LDG") and width_of(opcode) >= kernel.narrowest:
+                kernel.waits += not awaited
+                first = int(REGISTER.search(operands)[1])
+                awaited.update(range(first, first + width_of(opcode) // 4))
 
 
 def architectures_of(library: Path, tools: Path) -> set[str]:

@@ -8,10 +8,11 @@
 
 namespace ws {
 
-// The sizes of a kernel's parameters that CUDA allows: everywhere, and from toolkit and driver 12.1.
-constexpr int kSmallBytes = 4096;
+// The sizes of a kernel's parameter: of a weight or a few, small because every launch copies all of it;
+// and what CUDA allows, from toolkit and driver 12.1 on.
+constexpr int kSmallBytes = 1024;
 #if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1201
-constexpr int kLargeBytes = kSmallBytes;
+constexpr int kLargeBytes = 4096;
 #else
 constexpr int kLargeBytes = 32764;
 #endif
@@ -46,12 +47,12 @@ struct Batch {
   }
 };
 
-// One weight whose rows are split over blocks: first a launch for the moments of every chunk of
+// One weight whose rows are shared by blocks. Split rows take a launch for the moments of every chunk of
 // columns, then one that combines a row's and applies them.
 template <class Args>
 struct Split {
   Args args;
-  void* moments;  // [rows, chunks]
+  void* moments;  // [rows, chunks], of split rows
   int64_t chunk_cols;
   int32_t chunks;  // of a row
 
@@ -67,7 +68,8 @@ struct Split {
   }
 };
 
-// As many as a block's threads can combine quickly.
-constexpr int kMaxChunks = 1024;
+// Blocks that keep all multiprocessors busy: four of 256 threads on each of 132. A split weight has no
+// more than that need, because each of a row's blocks combines the moments of all of them.
+constexpr int kMaxChunks = 4 * 132;
 
 }  // namespace ws

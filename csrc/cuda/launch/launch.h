@@ -4,7 +4,7 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "../api.h"
@@ -19,12 +19,15 @@ template <class Args>
 struct Kernels {
   int vec;  // elements that a vector access moves
   const Tier* tiers;
-  int (*tier_of)(int64_t rows, int64_t cols, bool vector, bool flat);
+  int (*tier_of)(int64_t rows, int64_t cols, bool vector, bool flat, int max_cluster);
+  int resident;       // threads that a multiprocessor holds at once
   int moments_bytes;  // of a chunk of a split row
   // by threads of a block, and for few weights or for many
   void (*block_of_128)(Batch<Args, kSmallBytes>);
   void (*many_blocks_of_128)(Batch<Args, kLargeBytes>);
+  void (*block_of_256)(Batch<Args, kSmallBytes>);
   void (*block_of_512)(Batch<Args, kSmallBytes>);
+  void (*cluster)(Split<Args>);
   // by the tier's access: vector or scalar
   void (*find_moments[2])(Split<Args>);
   void (*apply[2])(Split<Args>);
@@ -45,8 +48,10 @@ inline bool is_flat(const Operand& tensor, const Shape& shape) {
          (shape.rows == 1 || tensor.strides.row == shape.cols);
 }
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 template <class Args>
-Plan plan_of(const Args& args, Types types) {
+Plan plan_of(const Args& args, Types types, int max_cluster) {
   const Kernels<Args>& kernels = kernels_of(args, types);
   bool vector = true, flat = true;
   for (int i = 0; i < Args::kOperands; ++i) {
@@ -55,22 +60,30 @@ Plan plan_of(const Args& args, Types types) {
     flat = flat && is_flat(tensor, args.shape);
   }
   const int64_t all_rows = args.shape.rows, cols = args.shape.cols;
-  const int index = kernels.tier_of(all_rows, cols, vector, flat);
+  const int index = kernels.tier_of(all_rows, cols, vector, flat, max_cluster);
   const Tier& tier = kernels.tiers[index];
-  int64_t rows = tier.threads() / tier.team * tier.team_rows, chunk_cols = cols, chunks = 1;
-  if (tier.access == Access::kFlat) rows = (types == kF64 ? kTile<double> : kTile<float>) / cols;
-  if (tier.split) {
-    const int64_t tile = tier.team * tier.elements, tiles = (cols + tile - 1) / tile;
-    chunk_cols = tile * ((tiles + kMaxChunks - 1) / kMaxChunks);
-    chunks = (cols + chunk_cols - 1) / chunk_cols;
+  const int64_t teams = tier.threads() / tier.team;
+  int64_t rows = teams * tier.team_rows, chunk_cols = cols, chunks = 1;
+  if (tier.access == Access::kFlat) {
+    // As many as shared memory holds, or fewer, so that there is a block for every multiprocessor.
+    const int64_t fit = (types == kF64 ? kTile<double> : kTile<float>) / cols;
+    rows = std::min(fit, std::max(teams, ceil_div(all_rows, kMultiprocessors)));
+  } else if (tier.form == Form::kCluster) {
+    for (chunks = 2; chunks * tier.max_cols(1) < cols;) chunks *= 2;
+    chunk_cols = ceil_div(cols, chunks * kernels.vec) * kernels.vec;
+  } else if (tier.form == Form::kSplit) {
+    const int64_t tile = tier.team * tier.elements, tiles = ceil_div(cols, tile);
+    chunk_cols = tile * ceil_div(tiles, ceil_div(kMaxChunks, all_rows));
+    chunks = ceil_div(cols, chunk_cols);
   }
   return {tier,
           index,
           tier.access == Access::kScalar ? 1 : kernels.vec,
           static_cast<int32_t>(rows),
+          kernels.resident / tier.threads(),
           static_cast<int32_t>(chunks),
           chunk_cols,
-          (all_rows + rows - 1) / rows * chunks,
+          ceil_div(all_rows, rows) * chunks,
           /*weight=*/0};
 }
 
@@ -80,12 +93,12 @@ constexpr int64_t kMaxBlocks = INT32_MAX;  // of a grid: CUDA's limit
 template <class Args>
 class Launches {
  public:
-  Launches(const Work<Args>* work, int64_t count) : work_(work) {
+  Launches(const Work<Args>* work, int64_t count, int max_cluster) : work_(work) {
     plans_.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
       const Shape& shape = work[i].args->shape;
       if (shape.rows == 0 || shape.cols == 0) continue;
-      plans_.push_back(plan_of(*work[i].args, work[i].types));
+      plans_.push_back(plan_of(*work[i].args, work[i].types, max_cluster));
       plans_.back().weight = i;
     }
   }
@@ -94,7 +107,8 @@ class Launches {
   int64_t workspace_bytes() const {
     int64_t bytes = 0;
     for (const Plan& plan : plans_) {
-      if (plan.tier.split) bytes = std::max(bytes, plan.blocks * kernels(plan).moments_bytes);
+      if (plan.tier.form != Form::kSplit) continue;
+      bytes = std::max(bytes, plan.blocks * kernels(plan).moments_bytes);
     }
     return bytes;
   }
@@ -111,19 +125,26 @@ class Launches {
     for (size_t i = 0; i < plans_.size();) {
       const Plan& plan = plans_[i];
       const Kernels<Args>& kernels = this->kernels(plan);
-      if (plan.tier.split) {
+      const int threads = plan.tier.threads();
+      if (plan.tier.form != Form::kRows) {
         const Split<Args> split{args(plan), workspace, plan.chunk_cols, plan.chunks};
         const bool scalar = plan.tier.access == Access::kScalar;
-        launch(kernels.find_moments[scalar], plan.blocks, plan.tier.threads(), split);
-        launch(kernels.apply[scalar], plan.blocks, plan.tier.threads(), split);
+        if (plan.tier.form == Form::kCluster) {
+          launch(kernels.cluster, plan.blocks, threads, split, plan.chunks);
+        } else {
+          launch(kernels.find_moments[scalar], plan.blocks, threads, split, 1);
+          launch(kernels.apply[scalar], plan.blocks, threads, split, 1);
+        }
         ++i;
         continue;
       }
       size_t end = i + 1;
       while (end < plans_.size() && kernel_of(plans_[end]) == kernel_of(plan)) ++end;
       constexpr size_t kFew = Batch<Args, kSmallBytes>::kCapacity;
-      if (plan.tier.threads() == 512) {
+      if (threads == 512) {
         i = launch_batch<kSmallBytes>(kernels.block_of_512, i, end, launch);
+      } else if (threads == 256) {
+        i = launch_batch<kSmallBytes>(kernels.block_of_256, i, end, launch);
       } else if (end - i <= kFew || parameter_bytes < kLargeBytes) {
         i = launch_batch<kSmallBytes>(kernels.block_of_128, i, end, launch);
       } else {
@@ -138,8 +159,8 @@ class Launches {
     return kernels_of(args(plan), work_[plan.weight].types);
   }
   // What a launch has one of.
-  std::pair<Types, int> kernel_of(const Plan& plan) const {
-    return {work_[plan.weight].types, plan.tier.split ? 2 : plan.tier.threads() / 512};
+  std::tuple<Types, Form, int> kernel_of(const Plan& plan) const {
+    return {work_[plan.weight].types, plan.tier.form, plan.tier.threads()};
   }
 
   // One launch of plans_[i], ... as far as they fit, before `end`; returns where it ended.
@@ -157,7 +178,7 @@ class Launches {
       batch.first_block[batch.count++] = static_cast<uint32_t>(blocks);
       blocks += plan.blocks;
     }
-    launch(kernel, blocks, threads, batch);
+    launch(kernel, blocks, threads, batch, 1);
     return i;
   }
 

@@ -3,6 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
+#include "../rows/cluster.cuh"
 #include "launch.h"
 
 namespace ws {
@@ -39,13 +42,40 @@ inline int parameter_bytes() {
   return bytes;
 }
 
+// More blocks than 8 have to be allowed, by every kernel for itself.
+inline cudaError_t allow_large_clusters(const void* kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// Blocks of 256 threads that a cluster of the device can have, a power of two. 1 where there are no
+// clusters, also because the code is an older architecture's, compiled by the driver.
+inline int max_cluster(int device, const void* kernel) {
+  constexpr int kDevices = 64;              // that are asked once
+  static std::atomic<int> known[kDevices];  // 0: not asked yet
+  if (device < kDevices && known[device] != 0) return known[device];
+  cudaFuncAttributes attributes;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kMaxCluster);
+  config.blockDim = dim3(256);
+  int blocks = 0, found = 1;
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
+      allow_large_clusters(kernel) == cudaSuccess &&
+      cudaOccupancyMaxPotentialClusterSize(&blocks, kernel, &config) == cudaSuccess) {
+    while (found < kMaxCluster && 2 * found <= blocks) found *= 2;
+  }
+  cudaGetLastError();  // of what was refused
+  if (device < kDevices) known[device] = found;
+  return found;
+}
+
 template <class Args>
 int run(const Work<Args>* work, int64_t count, int device, void* stream_handle, Allocate allocate,
         void* context) {
   const OnDevice on(device);
   if (on.error() != cudaSuccess) return on.error();
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  Launches<Args> launches(work, count);
+  const auto cluster = kernels_of(Args{}, kF32).cluster;
+  Launches<Args> launches(work, count, max_cluster(device, reinterpret_cast<const void*>(cluster)));
   cudaError_t error = cudaSuccess;
   const int64_t bytes = launches.workspace_bytes();
   void* workspace = nullptr;
@@ -53,15 +83,20 @@ int run(const Work<Args>* work, int64_t count, int device, void* stream_handle, 
   if (bytes > 0 && allocate == nullptr) error = cudaMallocAsync(&workspace, bytes, stream);
   if (error != cudaSuccess) return error;
   launches.start(parameter_bytes(), workspace,
-                 [&](auto* kernel, int64_t blocks, int threads, auto& parameter) {
+                 [&](auto* kernel, int64_t blocks, int threads, auto& parameter, int cluster) {
                    if (error != cudaSuccess) return;
                    if (blocks > kMaxBlocks) {
                      error = cudaErrorInvalidConfiguration;
                      return;
                    }
                    void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
-                   cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks),
-                                    dim3(threads), parameters, 0, stream);
+                   if (cluster > 8) allow_large_clusters(reinterpret_cast<const void*>(kernel));
+                   cudaLaunchAttribute attribute{};
+                   attribute.id = cudaLaunchAttributeClusterDimension;
+                   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+                   cudaLaunchConfig_t config{dim3(blocks), dim3(threads), 0,
+                                             stream,       &attribute,    cluster > 1};
+                   cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), parameters);
                    error = cudaGetLastError();  // and not the launch's result: this clears it too
                  });
   if (bytes > 0 && allocate == nullptr) cudaFreeAsync(workspace, stream);

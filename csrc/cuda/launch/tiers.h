@@ -1,9 +1,11 @@
 // The launch tables: which threads work on which rows, and how they reach memory.
 //
-// A block has 128 threads and work of about the same size in every tier: 16 to 40 elements a thread,
-// which is what keeps enough bytes in flight. Short rows share a block, and a team of threads takes
-// several of them at a time; a warp needs no barrier, so it goes as far as 32 elements a thread do;
-// beyond 40, blocks are larger instead. A row that a block of 512 does not hold is split over blocks.
+// A thread holds 16 to 36 elements of an input in every tier, and all tiers of a pass are content with the
+// same registers: so a multiprocessor always has the same threads (Pass::kResident), enough bytes of
+// theirs are in flight, and one kernel has all tiers of a size of block. Short rows share a block, and a
+// team takes several of them at a time; a warp needs no barrier, so it goes as far as 32 elements a
+// thread do; beyond 36, blocks are larger instead. A row that a block of 512 does not hold has a cluster
+// of them, where the chip has clusters that hold it, and is split over blocks otherwise.
 #pragma once
 
 #include <cstdint>
@@ -17,46 +19,47 @@ namespace ws {
 template <class A>
 constexpr int kTile = 8192 / sizeof(A);
 
-// Pass::kWide: elements that a thread of a block of 512 can hold at most, for which it has 128
-// registers. Pass::kTeamRows: rows that a team takes at a time of the shortest.
 template <class Pass>
 struct Tiers {
-  static constexpr int kCount = 18;
+  static constexpr int kCount = 20;
   // Elements that a vector access moves: 16 bytes of the wider type, so that in a kernel that
   // converts both sides move the same elements.
   static constexpr int kVec = 16 / (sizeof(typename Pass::Weight) > sizeof(typename Pass::Out)
                                         ? sizeof(typename Pass::Weight)
                                         : sizeof(typename Pass::Out));
-  static constexpr int kWide = Pass::kWide, kRows = Pass::kTeamRows;
   // a float64 takes the registers of two others
   static constexpr int n = sizeof(typename Pass::Weight) == 8 ? 1 : 2;
+  // As many as registers hold: 4608, 9216 and 18432 columns, those of 3x3 kernels, fill them.
+  static constexpr int kWide = 18 * n, kWideVec = (kWide + kVec - 1) / kVec * kVec;
   static constexpr Tier list[kCount] = {
-      {"sub-warp", Access::kVector, 8, 4 * n, kRows, false},
-      {"warp", Access::kVector, 32, 4 * n, kRows, false},
-      {"warp", Access::kVector, 32, 8 * n, kRows / 2, false},
-      {"warp", Access::kVector, 32, 16 * n, 1, false},
-      {"block of 128", Access::kVector, 128, 12 * n, 1, false},
-      {"block of 128", Access::kVector, 128, (kVec == 8 ? 40 : kWide), 1, false},
-      {"block of 512", Access::kVector, 512, 12 * n, 1, false},
-      {"block of 512", Access::kVector, 512, kWide / kVec * kVec, 1, false},
-      {"split row", Access::kVector, 512, 8 * n, 1, true},
-      {"flat, thread", Access::kFlat, 1, 8 * n, 1, false},
-      {"flat, sub-warp", Access::kFlat, 8, 4 * n, 1, false},
-      {"flat, warp", Access::kFlat, 32, 4 * n, 1, false},
-      {"flat, warp", Access::kFlat, 32, 12 * n, 1, false},
-      {"scalar sub-warp", Access::kScalar, 8, 4 * n, 2, false},
-      {"scalar warp", Access::kScalar, 32, 8 * n, 1, false},
-      {"scalar block of 128", Access::kScalar, 128, 8 * n, 1, false},
-      {"scalar block of 512", Access::kScalar, 512, 8 * n, 1, false},
-      {"scalar split row", Access::kScalar, 512, 4 * n, 1, true},
+      {"sub-warp", Access::kVector, Form::kRows, 4, 8 * n, n},
+      {"sub-warp", Access::kVector, Form::kRows, 8, 8 * n, n},
+      {"sub-warp", Access::kVector, Form::kRows, 16, 8 * n, n},
+      {"warp", Access::kVector, Form::kRows, 32, 8 * n, n},
+      {"warp", Access::kVector, Form::kRows, 32, 16 * n, 1},
+      {"block of 128", Access::kVector, Form::kRows, 128, 8 * n, n},
+      {"block of 128", Access::kVector, Form::kRows, 128, 12 * n, 1},
+      {"block of 128", Access::kVector, Form::kRows, 128, kWideVec, 1},
+      {"block of 256", Access::kVector, Form::kRows, 256, kWideVec, 1},
+      {"cluster", Access::kVector, Form::kCluster, 256, kWideVec, 1},
+      {"block of 512", Access::kVector, Form::kRows, 512, kWideVec, 1},
+      {"split row", Access::kVector, Form::kSplit, 256, 8 * n, 1},
+      {"flat, thread", Access::kFlat, Form::kRows, 1, 14 * n - 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 8, 10 * n, 1},
+      {"flat, warp", Access::kFlat, Form::kRows, 32, 12 * n, 1},
+      {"scalar sub-warp", Access::kScalar, Form::kRows, 8, 4 * n, 2},
+      {"scalar warp", Access::kScalar, Form::kRows, 32, 8 * n, 1},
+      {"scalar block of 128", Access::kScalar, Form::kRows, 128, 8 * n, 1},
+      {"scalar block of 512", Access::kScalar, Form::kRows, 512, 8 * n, 1},
+      {"scalar split row", Access::kScalar, Form::kSplit, 256, 4 * n, 1},
   };
 };
 
-// The tier that splits rows.
+// The tier of a form of which there is one for an access.
 template <class Table>
-constexpr int split_tier(Access access) {
+constexpr int tier_of_form(Form form, Access access) {
   for (int i = 0; i < Table::kCount; ++i) {
-    if (Table::list[i].split && Table::list[i].access == access) return i;
+    if (Table::list[i].form == form && Table::list[i].access == access) return i;
   }
   return -1;
 }
@@ -66,32 +69,36 @@ constexpr int split_tier(Access access) {
 template <class Table, int kThreads, int i = 0, class Run>
 __device__ __forceinline__ void with_tier(int tier, Run run) {
   if constexpr (i < Table::kCount) {
-    if constexpr (Table::list[i].threads() == kThreads && !Table::list[i].split) {
+    if constexpr (Table::list[i].threads() == kThreads && Table::list[i].form == Form::kRows) {
       if (tier == i) return run(std::integral_constant<int, i>());
     }
     with_tier<Table, kThreads, i + 1>(tier, run);
   }
 }
 
-// So few rows would leave multiprocessors without work if warps shared a block: each gets a block.
+constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200; small weights are to reach all
+
+// So few rows would leave multiprocessors without work if some shared a block: each gets a block.
 constexpr int64_t kFewRows = 128;
 
 // The tier for such rows: the first of that access that holds them, else the one that splits them.
 // Rows of a cache line or less have too few bytes to keep a team's accesses busy.
 template <class Table>
-constexpr int tier_of(int64_t rows, int64_t cols, bool vector, bool flat) {
-  constexpr int kShort = 16;
+constexpr int tier_of(int64_t rows, int64_t cols, bool vector, bool flat, int max_cluster) {
+  constexpr int kShort = 16, kBanks = 32;
   constexpr int kLongestFlat = 384 * Table::n;
   const Access access = flat && cols <= kLongestFlat && (!vector || cols < kShort) ? Access::kFlat
                         : vector ? Access::kVector
                                  : Access::kScalar;
   for (int i = 0; i < Table::kCount; ++i) {
     const Tier& tier = Table::list[i];
-    const bool narrow = tier.team == 32 && rows <= kFewRows && cols > 128 * Table::n;
-    if (tier.access == access && cols <= tier.max_cols() &&
-        !(access == Access::kVector && narrow)) {
-      return i;
-    }
+    if (tier.access != access || cols > tier.max_cols(max_cluster)) continue;
+    if (tier.form == Form::kCluster && max_cluster == 1) continue;
+    const bool shared = tier.threads() > tier.team || tier.team_rows > 1;
+    if (access == Access::kVector && shared && rows <= kFewRows && cols > 128 * Table::n) continue;
+    // Threads with a row each would all be in the same bank of shared memory.
+    if (tier.team == 1 && cols % kBanks == 0) continue;
+    return i;
   }
   return -1;
 }

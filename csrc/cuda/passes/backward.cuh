@@ -12,10 +12,11 @@ struct BackwardPass {
   using Weight = W;
   using Out = Y;
   using A = Accumulator<W>;
-  static constexpr int kWide = sizeof(W) == 8 ? 18 : 36, kTeamRows = 2;
-  // One fewer, for want of a few registers, would cost a quarter of the bytes in flight.
-  static constexpr int kBlocks = 4;
+  static constexpr int kResident = 512;
 
+  struct Vectors {
+    A gain;
+  };
   struct Factors {
     A m, mg, factor_w, factor_g, offset;
   };
@@ -24,14 +25,18 @@ struct BackwardPass {
     return args.vectors[Backward::kGradShift] != nullptr;
   }
 
-  static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Backward& args,
-                                                    int64_t row, bool writes) {
-    const auto* const gains = static_cast<const W*>(args.vectors[Backward::kGain]);
+  static __device__ __forceinline__ Vectors load(const Backward& args, int64_t row) {
+    const auto* const gain = static_cast<const W*>(args.vectors[Backward::kGain]);
+    return {gain ? widen(gain[row]) : A(1)};
+  }
+
+  static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Vectors& by,
+                                                    const Backward& args, int64_t row,
+                                                    bool writes) {
     const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
     const Channel<A> channel = channel_of(var, args.formula);
-    const A gain = gains ? widen(gains[row]) : A(1);
-    A factor_g = channel.s * gain;
-    A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * gain;
+    A factor_g = channel.s * by.gain;
+    A factor_w = slope_of(channel, x.dot, args.shape.cols, args.formula) * by.gain;
     // Of a channel that has nearly decayed to a constant, and counts as one: 0, as k is, and not NaN.
     if (isinf(factor_w)) factor_w = factor_g = 0;
     if (writes) {

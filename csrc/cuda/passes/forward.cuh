@@ -12,26 +12,28 @@ struct ForwardPass {
   using Weight = W;
   using Out = Y;
   using A = Accumulator<W>;
-  static constexpr int kWide = sizeof(W) == 8 ? 20 : 40, kTeamRows = 4;
-  // Left to itself, the compiler spills registers to fit more.
-  static constexpr int kBlocks = 1;
+  static constexpr int kResident = sizeof(W) == 8 ? 512 : 768;
 
+  struct Vectors {
+    A gain, shift;
+  };
   struct Factors {
     A m, factor, offset;
   };
 
-  static __device__ __forceinline__ bool needs_sum(const Forward&) { return false; }
-
-  static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Forward& args,
-                                                    int64_t row, bool) {
+  static __device__ __forceinline__ Vectors load(const Forward& args, int64_t row) {
     const auto* const gain = static_cast<const W*>(args.vectors[Forward::kGain]);
     const auto* const shift = static_cast<const W*>(args.vectors[Forward::kShift]);
+    return {gain ? widen(gain[row]) : A(1), shift ? widen(shift[row]) : A(0)};
+  }
+
+  static __device__ __forceinline__ bool needs_sum(const Forward&) { return false; }
+
+  static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Vectors& by,
+                                                    const Forward& args, int64_t, bool) {
     const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
-    A factor = channel_of(var, args.formula).s;
-    if (gain) factor *= widen(gain[row]);
-    A offset = -x.r * factor;
-    if (shift) offset += widen(shift[row]);
-    return {x.m, factor, offset};
+    const A factor = channel_of(var, args.formula).s * by.gain;
+    return {x.m, factor, by.shift - x.r * factor};
   }
 
   static __device__ __forceinline__ void apply(const Factors& by, A& w) {

@@ -44,15 +44,22 @@ struct WordOf<16> {
   using Type = uint4;
 };
 
+// kCount elements as they lie in memory.
+template <class T, int kCount>
+using Word = typename WordOf<kCount * sizeof(T)>::Type;
+
 // Streaming where a row is read only once: caches are better spent on the results, which the
 // convolution reads next.
-template <int kCount, bool kOnce, class T, class A>
-__device__ __forceinline__ void load(const T* from, A* values) {
-  using Word = typename WordOf<kCount * sizeof(T)>::Type;
-  const Word* address = reinterpret_cast<const Word*>(from);
-  const Word bits = kOnce ? __ldcs(address) : *address;
-  T elements[kCount];
-  memcpy(static_cast<void*>(elements), &bits, sizeof(bits));
+template <int kCount, bool kOnce, class T>
+__device__ __forceinline__ Word<T, kCount> load(const T* from) {
+  const auto* address = reinterpret_cast<const Word<T, kCount>*>(from);
+  return kOnce ? __ldcs(address) : *address;
+}
+
+template <class T, int kCount, class A>
+__device__ __forceinline__ void unpack(const Word<T, kCount>& word, A* values) {
+  std::remove_const_t<T> elements[kCount];
+  memcpy(static_cast<void*>(elements), &word, sizeof(word));
 #pragma unroll
   for (int k = 0; k < kCount; ++k) values[k] = widen(elements[k]);
 }
@@ -61,16 +68,16 @@ __device__ __forceinline__ void load(const T* from, A* values) {
 // is at times compiled as four of 4.
 template <int kCount, bool kGlobal, class T, class A>
 __device__ __forceinline__ void store(T* to, const A* values) {
-  using Word = typename WordOf<kCount * sizeof(T)>::Type;
   T elements[kCount];
 #pragma unroll
   for (int k = 0; k < kCount; ++k) narrow(values[k], elements[k]);
-  Word bits;
-  memcpy(&bits, elements, sizeof(bits));
+  Word<T, kCount> word;
+  memcpy(&word, elements, sizeof(word));
+  auto* const address = reinterpret_cast<Word<T, kCount>*>(to);
   if constexpr (kGlobal) {
-    __stwb(reinterpret_cast<Word*>(to), bits);
+    __stwb(address, word);
   } else {
-    *reinterpret_cast<Word*>(to) = bits;
+    *address = word;
   }
 }
 

@@ -29,8 +29,9 @@ struct Moments {
 
 // Of kRows rows of n elements at once, which their team holds in registers: x[0] is w and, where
 // there is another, x[1] is g. sum_g is found if center or with_sum.
-template <int kTeam, int kCount, int kRows, int kElements, int kGroup, class A, class Index>
-__device__ __forceinline__ void find_moments(Team<kTeam>& team, A (*const (&x)[kCount])[kElements],
+template <class Team, int kTeam, int kCount, int kRows, int kElements, int kGroup, class A,
+          class Index>
+__device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])[kElements],
                                              const Columns<kTeam, kGroup, Index> (&columns)[kRows],
                                              Index tile, const A (&pivot)[kRows], A n, bool center,
                                              bool with_sum, Moments<A> (&moments)[kRows]) {

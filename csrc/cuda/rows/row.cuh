@@ -31,6 +31,8 @@ struct Columns {
 // One row of a tensor.
 template <class T, class Index>
 struct Row {
+  using Element = T;
+
   T* data;  // [cols / run runs, run]
   Index run;
   int64_t run_stride;
@@ -80,13 +82,14 @@ struct Row {
   }
 };
 
-// With kOnce, the row is global memory and not read again.
-template <bool kOnce, class T, class A, int kElements, int kTeam, int kGroup, class Index>
+// Loads a thread's columns as they lie in memory, and waits for none of them: each use of a word would
+// hold up the loads after it. With kOnce, the row is global memory and not read again.
+template <bool kOnce, class T, int kWords, int kTeam, int kGroup, class Index>
 __device__ __forceinline__ void read(const Row<T, Index>& row,
                                      const Columns<kTeam, kGroup, Index>& columns, Index tile,
-                                     A (&values)[kElements]) {
-  row.template each<kElements>(columns, tile, [&](const T* from, int i) {  //
-    load<kGroup, kOnce>(from, values + i);
+                                     Word<T, kGroup> (&words)[kWords]) {
+  row.template each<kWords * kGroup>(columns, tile, [&](const T* from, int i) {  //
+    words[i / kGroup] = load<kGroup, kOnce>(from);
   });
 }
 

@@ -40,34 +40,60 @@ struct Stretch {
     body = (count - head) / kGroup;
   }
 
-  // Calls vector(first element) and scalar(element) for what this thread moves.
+  // Accesses of a thread, at most.
+  template <int kElements>
+  static constexpr int count_of() {
+    return (kElements + kGroup * kThreads - 1) / (kGroup * kThreads);
+  }
+
+  // Calls vector(first element, i) and scalar(element, whether it is before them) for what this thread
+  // moves.
   template <int kElements, class Vector, class Scalar>
   __device__ __forceinline__ void each(Vector vector, Scalar scalar) const {
-    constexpr int kCount = (kElements + kGroup * kThreads - 1) / (kGroup * kThreads);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < count_of<kElements>(); ++i) {
       const int v = threadIdx.x + i * kThreads;
       if (v < body) vector(head + v * kGroup, i);
     }
     const int thread = threadIdx.x, tail = head + body * kGroup;
-    if (thread < head) scalar(thread);
-    if (thread < count - tail) scalar(tail + thread);
+    if (thread < head) scalar(thread, true);
+    if (thread < count - tail) scalar(tail + thread, false);
   }
 
-  // tile[phase + i] = data[i]. All of a thread's loads are under way before the first is used.
+  // What a thread holds of a stretch of kElements on its way into shared memory: whole accesses, and an
+  // element of either end.
   template <int kElements>
-  __device__ __forceinline__ void load_to(A* tile) const {
-    A values[(kElements + kGroup * kThreads - 1) / (kGroup * kThreads)][kGroup];
-    const auto nothing = [](int) {};
-    each<kElements>([&](int first, int i) { load<kGroup, true>(data + first, values[i]); },
-                    nothing);
+  struct Loaded {
+    Word<T, kGroup> words[count_of<kElements>()];
+    Word<T, 1> head, tail;
+  };
+
+  // The loads alone, none of which is waited for: those of another input may follow.
+  template <int kElements>
+  __device__ __forceinline__ Loaded<kElements> load_all() const {
+    Loaded<kElements> loaded;
+    each<kElements>([&](int first, int i) { loaded.words[i] = load<kGroup, true>(data + first); },
+                    [&](int element, bool at_head) {
+                      (at_head ? loaded.head : loaded.tail) = load<1, true>(data + element);
+                    });
+    return loaded;
+  }
+
+  // tile[phase + i] = data[i]. Returns where data[0] is.
+  template <int kElements>
+  __device__ __forceinline__ A* put(const Loaded<kElements>& loaded, A* tile) const {
     each<kElements>(
         [&](int first, int i) {
+          A values[kGroup];
+          unpack<T, kGroup>(loaded.words[i], values);
 #pragma unroll
           for (int k = 0; k < kGroup; k += kPart)
-            store<kPart, false>(tile + phase + first + k, values[i] + k);
+            store<kPart, false>(tile + phase + first + k, values + k);
         },
-        [&](int element) { load<1, true>(data + element, tile + phase + element); });
+        [&](int element, bool at_head) {
+          unpack<T, 1>(at_head ? loaded.head : loaded.tail, tile + phase + element);
+        });
+    return tile + phase;
   }
 
   // data[i] = tile[i], which has its vectors aligned if `aligned`.
@@ -79,14 +105,14 @@ struct Stretch {
           if (aligned) {
 #pragma unroll
             for (int k = 0; k < kGroup; k += kPart)
-              load<kPart, false>(tile + first + k, values + k);
+              unpack<A, kPart>(load<kPart, false>(tile + first + k), values + k);
           } else {
 #pragma unroll
             for (int k = 0; k < kGroup; ++k) values[k] = tile[first + k];
           }
           store<kGroup, true>(data + first, values);
         },
-        [&](int element) { store<1, true>(data + element, tile + element); });
+        [&](int element, bool) { store<1, true>(data + element, tile + element); });
   }
 };
 

@@ -20,6 +20,9 @@ __device__ __forceinline__ void sum_lanes(A (&values)[kCount], unsigned mask) {
 
 template <int kTeam>
 struct Team {
+  static constexpr int kThreads = kTeam;
+  static constexpr int kLanes = kTeam < kWarp ? kTeam : kWarp;
+
   int thread = threadIdx.x % kTeam;
   int index = threadIdx.x / kTeam;  // of the team, in the block
   int turn = 0;
@@ -27,9 +30,7 @@ struct Team {
   // Adds up the values of its threads; all of them get bitwise the same sums.
   template <class A, int kCount>
   __device__ __forceinline__ void sum(A (&values)[kCount]) {
-    constexpr int kLanes = kTeam < kWarp ? kTeam : kWarp;
-    const int first_lane = threadIdx.x % kWarp / kLanes * kLanes;
-    sum_lanes<kLanes>(values, (~0u >> (kWarp - kLanes)) << first_lane);
+    sum_lanes<kLanes>(values, lanes());
     if constexpr (kTeam > kWarp) {
       // Calls take turns: slower threads may still read what the call before has left.
       constexpr int kWarps = kTeam / kWarp;
@@ -44,6 +45,14 @@ struct Team {
       sum_lanes<kWarps>(values, ~0u);
       turn ^= 1;
     }
+  }
+
+  // Of a team within a warp: what its threads have read of shared memory may be overwritten.
+  __device__ __forceinline__ void sync() const { __syncwarp(lanes()); }
+
+ private:
+  __device__ __forceinline__ unsigned lanes() const {
+    return (~0u >> (kWarp - kLanes)) << threadIdx.x % kWarp / kLanes * kLanes;
   }
 };
 

@@ -18,7 +18,8 @@ def run(kernels, direction, types, rows, cols, **kwargs):
     """Random rows through the kernel and the reference; returns the launch's result."""
     weight_dtype, out_dtype = TYPES[types]
     weight = (torch.randn(rows, cols) * 0.05 + 0.01).to(weight_dtype)
-    grad = (torch.randn(rows, cols) + 0.5).to(out_dtype)
+    # of the longest rows, the sum of float16 is to stay below its largest number, 65504
+    grad = (torch.randn(rows, cols) + 0.25).to(out_dtype)
     return check(kernels, direction, types, weight, grad, **kwargs)
 
 

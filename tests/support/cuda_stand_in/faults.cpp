@@ -40,6 +40,38 @@ __global__ void different_shuffles(int* sums) {
 
 __global__ void lane_outside_mask(int* sums) { sums[threadIdx.x] = __shfl_xor_sync(0xffu, 1, 8); }
 
+__global__ void left_before_cluster_barrier(int*) {
+  if (blockIdx.x == 1) return;
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+
+__global__ void different_barriers(int*) {
+  if (threadIdx.x >= 32) return __syncthreads();
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+
+// Block 0 runs on first, and has left when block 1 reads.
+__global__ void left_before_others_have_read(int* sums) {
+  __shared__ int value;
+  value = blockIdx.x;
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+  if (blockIdx.x == 1) sums[0] = *static_cast<int*>(__cluster_map_shared_rank(&value, 0));
+}
+
+__global__ void sound_cluster(int* sums) {
+  __shared__ int value;
+  if (threadIdx.x == 0) value = 5 + blockIdx.x;
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+  const int other = *static_cast<int*>(__cluster_map_shared_rank(&value, 1 - blockIdx.x));
+  if (threadIdx.x / 32 == blockIdx.x) sums[threadIdx.x] = other;
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+
 __global__ void misaligned(int* sums) { *reinterpret_cast<uint4*>(sums + 1) = uint4{1, 2, 3, 4}; }
 
 }  // namespace
@@ -57,14 +89,18 @@ const struct {
     NAMED(different_shuffles),
     NAMED(lane_outside_mask),
     NAMED(misaligned),
+    NAMED(sound_cluster),
+    NAMED(left_before_cluster_barrier),
+    NAMED(different_barriers),
+    NAMED(left_before_others_have_read),
 };
 
-// Runs one with two blocks of 64 threads; returns what went wrong, or "".
-extern "C" const char* run_named(const char* name, int* sums) {  // [64]
+// Runs one with two blocks of 64 threads, or a cluster of both; returns what went wrong, or "".
+extern "C" const char* run_named(const char* name, int* sums, int cluster) {  // [64]
   static std::string error;
   for (const auto& entry : kKernels) {
     if (strcmp(entry.name, name) != 0) continue;
-    error = stand_in::Launch().run(dim3(2), 64, [&] { entry.kernel(sums); });
+    error = stand_in::Launch().run(2, 64, cluster, [&] { entry.kernel(sums); });
     return error.c_str();
   }
   return "no such kernel";

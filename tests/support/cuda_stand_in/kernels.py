@@ -41,14 +41,15 @@ Formula = struct(
     ("center", ctypes.c_bool),
 )
 ACCESSES = ("vector", "flat", "scalar")  # in the order of ws::Access
+FORMS = ("rows", "cluster", "split")  # in the order of ws::Form
+MAX_CLUSTER = 16  # of a chip with clusters; 1 of one without
 
 
 class Tier(ctypes.Structure):
     _fields_ = [
         ("name", c_char_p),
-        ("access_number", c_int32),
+        *((name, c_int32) for name in ("access_number", "form_number")),
         *((name, c_int32) for name in ("team", "elements", "team_rows")),
-        ("split", ctypes.c_bool),
     ]
 
 
@@ -56,7 +57,7 @@ class Plan(ctypes.Structure):
     _anonymous_ = ("tier",)
     _fields_ = [
         ("tier", Tier),
-        *((name, c_int32) for name in ("index", "vec", "rows", "chunks")),
+        *((name, c_int32) for name in ("index", "vec", "rows", "resident", "chunks")),
         *((name, c_int64) for name in ("chunk_cols", "blocks", "weight")),
     ]
 
@@ -65,12 +66,18 @@ class Plan(ctypes.Structure):
         return ACCESSES[self.access_number]
 
     @property
+    def form(self):
+        return FORMS[self.form_number]
+
+    @property
     def threads(self):
         return max(self.team, 128)
 
     @property
     def max_cols(self):
-        return NO_LIMIT if self.split else self.team * self.elements
+        if self.form == "split":
+            return NO_LIMIT
+        return self.team * self.elements * (MAX_CLUSTER if self.form == "cluster" else 1)
 
 
 Work = struct("Work", ("types", c_int32), ("args", c_void_p))
@@ -82,6 +89,7 @@ Record = struct(
     ("launches", c_int64),
     ("kernels", c_void_p * RECORDED),
     ("blocks", c_int64 * RECORDED),
+    ("clusters", c_int32 * RECORDED),
     ("entries", c_int64),
     ("tiers", c_int32 * RECORDED),
 )
@@ -105,7 +113,7 @@ STRUCTS = {
         "Backward", ["grad_weight", "weight", "grad"], ["grad_gain", "grad_shift", "gain"]
     ),
 }
-SMALL, LARGE = 4096, 32764  # bytes of a kernel's parameter
+SMALL, LARGE = 1024, 32764  # bytes of a kernel's parameter
 
 
 @dataclass(frozen=True)
@@ -255,22 +263,26 @@ class Kernels:
                 "Pass",
                 ("bytes", c_int64),
                 ("capacity", c_int64 * 2),
-                ("plan", CFUNCTYPE(Plan, POINTER(args), c_int32)),
-                ("run", CFUNCTYPE(c_char_p, POINTER(Work), c_int64, c_int32, POINTER(Record))),
+                ("plan", CFUNCTYPE(Plan, POINTER(args), c_int32, c_int32)),
+                (
+                    "run",
+                    CFUNCTYPE(c_char_p, POINTER(Work), c_int64, c_int32, c_int32, POINTER(Record)),
+                ),
             )
             self.passes[direction] = functions.in_dll(library, direction)
             # the fields above against those in C++
             assert ctypes.sizeof(args) == self.passes[direction].bytes, f"{args.__name__} changed"
-        library.run_named.argtypes, library.run_named.restype = (c_char_p, c_void_p), c_char_p
+        library.run_named.argtypes = (c_char_p, c_void_p, c_int32)
+        library.run_named.restype = c_char_p
 
-    def plan(self, direction, types, args):
-        return self.passes[direction].plan(byref(args), types)
+    def plan(self, direction, types, args, max_cluster=MAX_CLUSTER):
+        return self.passes[direction].plan(byref(args), types, max_cluster)
 
     def capacity(self, direction, large):
         """How many weights share a launch."""
         return self.passes[direction].capacity[large]
 
-    def tiers(self, direction, types, access):
+    def tiers(self, direction, types, access, max_cluster=MAX_CLUSTER):
         """The launch table's entries of that access, as the plans of their shortest rows."""
         args = STRUCTS[direction]()
         # off by an element, and for single elements with gaps between the rows besides
@@ -285,29 +297,32 @@ class Kernels:
             for name in ("weight", "out", "grad", "grad_weight"):
                 if hasattr(args, name + "_strides"):
                     setattr(args, name + "_strides", Strides(cols + gap, cols))
-            plan = self.plan(direction, types, args)
+            plan = self.plan(direction, types, args, max_cluster)
             if plan.access != access:
                 break
             plans.append(plan)
             cols = plan.max_cols + step
         return plans
 
-    def run(self, direction, weights, parameter_bytes=LARGE):
+    def run(self, direction, weights, parameter_bytes=LARGE, max_cluster=MAX_CLUSTER):
         """Launches for all of them; returns the record of the launches."""
         work = (Work * len(weights))(*(Work(w.types, ctypes.addressof(w.args)) for w in weights))
         record = Record()
-        error = self.passes[direction].run(work, len(weights), parameter_bytes, byref(record))
+        run = self.passes[direction].run
+        error = run(work, len(weights), max_cluster, parameter_bytes, byref(record))
         if error:
             raise RuntimeError(error.decode())
         return record
 
-    def forward(self, types, *tensors, **options):
-        return self._single("forward", Weight.forward(types, *tensors, **options))
+    def forward(self, types, *tensors, max_cluster=MAX_CLUSTER, **options):
+        weight = Weight.forward(types, *tensors, **options)
+        return self._single("forward", weight, max_cluster)
 
-    def backward(self, types, *tensors, **options):
-        return self._single("backward", Weight.backward(types, *tensors, **options))
+    def backward(self, types, *tensors, max_cluster=MAX_CLUSTER, **options):
+        weight = Weight.backward(types, *tensors, **options)
+        return self._single("backward", weight, max_cluster)
 
-    def _single(self, direction, weight):
-        plan = self.plan(direction, weight.types, weight.args)
-        record = self.run(direction, [weight], SMALL)
+    def _single(self, direction, weight, max_cluster):
+        plan = self.plan(direction, weight.types, weight.args, max_cluster)
+        record = self.run(direction, [weight], SMALL, max_cluster)
         return Result(weight.results(), plan, record)

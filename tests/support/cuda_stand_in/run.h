@@ -8,13 +8,15 @@ namespace stand_in {
 
 constexpr int kMaxRecorded = 64;
 
-// What was launched: `kernels` are addresses, `blocks` the sizes of the grids, and `tiers` the launch
+// What was launched: `kernels` are addresses, `blocks` and `clusters` the sizes of the grids and of the
+// clusters, and `tiers` the launch
 // table's entries in the order of their blocks, over all launches.
 struct Record {
   Loads loads;
   int64_t launches;
   const void* kernels[kMaxRecorded];
   int64_t blocks[kMaxRecorded];
+  int32_t clusters[kMaxRecorded];
   int64_t entries;
   int32_t tiers[kMaxRecorded];
 };
@@ -31,25 +33,28 @@ void note(const ws::Split<Args>&, Record*) {}
 
 // Returns what went wrong, or "". The workspace starts as NaN.
 template <class Args>
-const char* run(const ws::Work<Args>* work, int64_t count, int parameter_bytes, Record* record) {
+const char* run(const ws::Work<Args>* work, int64_t count, int max_cluster, int parameter_bytes,
+                Record* record) {
   static std::string error;
   error.clear();
-  ws::Launches<Args> launches(work, count);
+  ws::Launches<Args> launches(work, count, max_cluster);
   std::vector<uint64_t> workspace(launches.workspace_bytes() / sizeof(uint64_t) + 1, ~uint64_t{0});
-  launches.start(parameter_bytes, workspace.data(),
-                 [&](auto* kernel, int64_t blocks, int threads, const auto& parameter) {
-                   if (!error.empty()) return;
-                   Launch launch;
-                   launch.loads = record->loads;
-                   error = launch.run(dim3(blocks), threads, [&] { kernel(parameter); });
-                   record->loads = launch.loads;
-                   note(parameter, record);
-                   if (record->launches < kMaxRecorded) {
-                     record->kernels[record->launches] = reinterpret_cast<const void*>(kernel);
-                     record->blocks[record->launches] = blocks;
-                   }
-                   ++record->launches;
-                 });
+  launches.start(
+      parameter_bytes, workspace.data(),
+      [&](auto* kernel, int64_t blocks, int threads, const auto& parameter, int cluster) {
+        if (!error.empty()) return;
+        Launch launch;
+        launch.loads = record->loads;
+        error = launch.run(blocks, threads, cluster, [&] { kernel(parameter); });
+        record->loads = launch.loads;
+        note(parameter, record);
+        if (record->launches < kMaxRecorded) {
+          record->kernels[record->launches] = reinterpret_cast<const void*>(kernel);
+          record->blocks[record->launches] = blocks;
+          record->clusters[record->launches] = cluster;
+        }
+        ++record->launches;
+      });
   return error.c_str();
 }
 
@@ -58,9 +63,9 @@ template <class Args>
 struct Pass {
   int64_t bytes;        // of Args
   int64_t capacity[2];  // weights that share a launch, with the small and the large parameter
-  ws::Plan (*plan)(const Args& args, ws::Types types);
-  const char* (*run)(const ws::Work<Args>* work, int64_t count, int parameter_bytes,
-                     Record* record);
+  ws::Plan (*plan)(const Args& args, ws::Types types, int max_cluster);
+  const char* (*run)(const ws::Work<Args>* work, int64_t count, int max_cluster,
+                     int parameter_bytes, Record* record);
 };
 
 template <class Args>

@@ -3,7 +3,8 @@
 // Blocks run one after another, a block's threads as fibers that take turns: each runs until it has
 // to wait for others, in a barrier or a shuffle. Once none can run on, whoever waits together goes
 // on together. Where threads wait for one that will never come, the launch ends with a message about
-// it, and so it does on an access that is not aligned.
+// it, and so it does on an access that is not aligned. The blocks of a cluster take turns likewise, each in a thread of the
+// system's, so that shared memory, which is thread_local here, is each block's own (cluster.h).
 //
 // What it does not show: races (a fiber is never interrupted), the memory model, and time.
 #pragma once
@@ -17,25 +18,28 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "cluster.h"
+
 #undef __shared__
-#define __shared__ static  // one block at a time, and every instance of a template has its own
+#define __shared__ static thread_local  // every instance of a template has its own
 #undef __grid_constant__
 #define __grid_constant__
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
-inline uint3 threadIdx, blockIdx;
-inline dim3 blockDim, gridDim;
+inline thread_local uint3 threadIdx, blockIdx;
 
 namespace stand_in {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kStackBytes = 160 << 10;  // a kernel's parameter may take 32 KB of them
 
-enum class State { kRunning, kAtBarrier, kAtShuffle, kLeft };
+enum class State { kRunning, kAtBarrier, kAtClusterBarrier, kAtShuffle, kLeft };
 
 struct Fiber {
   ucontext_t context;  // where it starts
@@ -58,25 +62,23 @@ class Launch {
   Loads loads{};
 
   // Runs the kernel; returns what went wrong, or nothing.
-  std::string run(dim3 blocks, unsigned threads, std::function<void()> kernel) {
+  std::string run(unsigned blocks, unsigned threads, unsigned cluster,
+                  std::function<void()> kernel) {
     kernel_ = std::move(kernel);
-    fibers_ = std::vector<Fiber>(threads);
-    if (stacks_.size() < threads * kStackBytes) stacks_.resize(threads * kStackBytes);
-    gridDim = blocks;
-    blockDim = dim3(threads);
-    current_ = this;
-    make_fibers();
-    for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y) {
-      for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) {
-        for (Fiber& fiber : fibers_) fiber.state = State::kRunning;
-        while (error_.empty() && run_until_all_wait()) release();
-        if (!error_.empty()) return error_;
+    for (unsigned block = 0; block < blocks && error_.empty(); block += cluster) {
+      if (cluster == 1) {
+        run_block(block, threads);
+      } else {
+        run_cluster(block, threads, cluster);
       }
     }
-    return "";
+    return error_;
   }
 
   static Launch& current() { return *current_; }
+
+  Cluster* cluster() { return cluster_; }
+  unsigned rank() const { return rank_; }
 
   void wait(State state) {
     Fiber& fiber = fibers_[threadIdx.x];
@@ -99,12 +101,46 @@ class Launch {
 
   void fail(const std::string& what) {
     if (error_.empty()) {
-      error_ =
-          "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + "): " + what;
+      error_ = "block " + std::to_string(blockIdx.x) + ": " + what;
     }
   }
 
  private:
+  void run_block(unsigned block, unsigned threads) {
+    if (fibers_.size() != threads) {
+      fibers_ = std::vector<Fiber>(threads);
+      stacks_.reset(new char[threads * kStackBytes]);  // only what is used becomes memory
+      make_fibers();
+    }
+    current_ = this;
+    blockIdx.x = block;
+    for (Fiber& fiber : fibers_) fiber.state = State::kRunning;
+    while (error_.empty() && run_until_all_wait()) release();
+  }
+
+  void run_cluster(unsigned first, unsigned threads, unsigned size) {
+    Cluster cluster(size);
+    std::vector<Launch> launches(size);
+    std::vector<std::thread> running;
+    for (unsigned rank = 0; rank < size; ++rank) {
+      running.emplace_back([&, rank] {
+        Launch& launch = launches[rank];
+        launch.cluster_ = &cluster;
+        launch.rank_ = rank;
+        launch.kernel_ = kernel_;
+        cluster.start(rank, reinterpret_cast<char*>(&threadIdx));
+        launch.run_block(first + rank, threads);
+        cluster.leave(rank);
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+    for (const Launch& launch : launches) {
+      loads.count += launch.loads.count;
+      loads.bytes += launch.loads.bytes;
+      if (error_.empty()) error_ = launch.error_;
+    }
+  }
+
   static void enter() {
     for (;;) {  // a turn is a block
       current_->kernel_();
@@ -119,7 +155,7 @@ class Launch {
       Fiber& fiber = fibers_[i];
       fiber.started = false;
       getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = stacks_.data() + i * kStackBytes;
+      fiber.context.uc_stack.ss_sp = stacks_.get() + i * kStackBytes;
       fiber.context.uc_stack.ss_size = kStackBytes;
       makecontext(&fiber.context, enter, 0);
     }
@@ -158,8 +194,15 @@ class Launch {
     }
     for (size_t i = 0; i < fibers_.size(); ++i) {
       if (fibers_[i].state == State::kLeft) {
-        return fail(name(i) + " has left the kernel while others wait in __syncthreads");
+        return fail(name(i) + " has left the kernel while others wait in a barrier");
       }
+      if (fibers_[i].state != fibers_[0].state) {
+        return fail(name(i) + " waits in another barrier than thread 0");
+      }
+    }
+    if (fibers_[0].state == State::kAtClusterBarrier) {
+      const std::string error = cluster_->wait(rank_);
+      if (!error.empty()) return fail(error);
     }
     for (Fiber& fiber : fibers_) fiber.state = State::kRunning;
   }
@@ -194,19 +237,21 @@ class Launch {
       const size_t missing = thread - thread % kWarp + other;
       if (~fiber.mask >> other & 1 || shuffles_with(fiber, missing)) continue;
       const bool left = missing >= fibers_.size() || fibers_[missing].state == State::kLeft;
-      const bool barrier = !left && fibers_[missing].state == State::kAtBarrier;
+      const bool barrier = !left && fibers_[missing].state != State::kAtShuffle;
       return fail(name(missing) +
                   (left      ? " has left the kernel"
-                   : barrier ? " waits in __syncthreads"
+                   : barrier ? " waits in a barrier"
                              : " is in another shuffle") +
                   " while " + name(thread) + " waits for it in a shuffle");
     }
   }
 
-  inline static Launch* current_;
+  inline static thread_local Launch* current_;
   std::function<void()> kernel_;
   std::vector<Fiber> fibers_;
-  inline static std::vector<char> stacks_;  // kept: fresh memory takes the system longer than a run
+  std::unique_ptr<char[]> stacks_;
+  Cluster* cluster_ = nullptr;  // and the block's place in it
+  unsigned rank_ = 0;
   jmp_buf scheduler_;
   std::string error_;
 };
@@ -214,6 +259,26 @@ class Launch {
 }  // namespace stand_in
 
 inline void __syncthreads() { stand_in::Launch::current().wait(stand_in::State::kAtBarrier); }
+
+inline void __syncwarp(unsigned mask) { stand_in::Launch::current().shuffle(mask, 0, 0); }
+
+inline void __cluster_barrier_arrive() {}
+
+inline void __cluster_barrier_wait() {
+  stand_in::Launch::current().wait(stand_in::State::kAtClusterBarrier);
+}
+
+inline unsigned __clusterSizeInBlocks() { return stand_in::Launch::current().cluster()->size(); }
+
+inline void* __cluster_map_shared_rank(const void* address, unsigned rank) {
+  stand_in::Launch& launch = stand_in::Launch::current();
+  void* const mapped = launch.cluster()->map(address, launch.rank(), rank);
+  if (mapped == nullptr) {
+    launch.fail("reads the shared memory of block " + std::to_string(rank) +
+                " of its cluster, which has left");
+  }
+  return mapped != nullptr ? mapped : const_cast<void*>(address);
+}
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
