@@ -31,9 +31,10 @@ LARGE = [f"{-(-(n << 20) // (8 * cols)) * 8}x{cols}" for n in (1, 4) for cols in
 SHAPES = f"{' '.join(LARGE)} 1x{1 << 24} {SMALL}"
 
 ALL_SECONDS = 570
-HALF_SECONDS = 295  # five minutes, but for what is around the stages
+HALF_SECONDS = 293  # five minutes, but for what is around the stages
 LOADING_SECONDS = 25  # of the build stage where it finds libraries to load
 LEAST_SECONDS = 10  # to begin a stage with: importing PyTorch takes as long on a cold machine
+GRACE_SECONDS = 5  # for an interrupted stage to say what it has found
 LOG_BYTES = 1 << 20  # of a stage's output that are kept
 
 
@@ -50,9 +51,10 @@ def find_gpu_tests() -> tuple[list[str], list[str]]:
 
 
 NEEDS_GPU, NEEDS_MEMORY = find_gpu_tests()
-# What another PyTorch or CPU could break: the fast tests of all that the package computes,
-# not those of files, pages, installation and commands.
-PACKAGE_TESTS = [f"tests/{name}" for name in ("core", "compile", "layers", "training", "models")]
+# What another PyTorch or CPU could break: the fast tests of all that the package computes, and not
+# those of files, pages, installation and commands. They import more than those that need a GPU.
+PACKAGE_TESTS = "-m 'not slow' tests/core tests/compile tests/layers tests/training tests/models"
+IMPORTED = ("hypothesis", "numpy", "safetensors", "expecttest")
 
 
 class Stage(NamedTuple):
@@ -76,11 +78,10 @@ def bench(name: str, half: str, seconds: float, options: str) -> Stage:
     return Stage(name, half, seconds, f"{{python}} -m bench {options} --device cuda {files}")
 
 
-def tests(name: str, half: str, seconds: float, what: list[str], processes: int) -> Stage:
-    xdist = processes > 1 and importlib.util.find_spec("xdist")
-    several = f"-n {processes}" if xdist else ""
-    command = f"{{python}} -m pytest -p no:cacheprovider --durations=10 {several} {' '.join(what)}"
-    return Stage(name, half, seconds, command, ("pytest",))
+def tests(name: str, half: str, seconds: float, what: str, processes: int = 1, *needs) -> Stage:
+    several = f"-n {processes} " if processes > 1 and importlib.util.find_spec("xdist") else ""
+    command = f"{{python}} -m pytest -p no:cacheprovider --durations=10 {several}{what}"
+    return Stage(name, half, seconds, command, ("pytest", *needs))
 
 
 def sanitizer(tool: str, half: str, seconds: float) -> Stage:
@@ -94,26 +95,24 @@ def sanitizer(tool: str, half: str, seconds: float) -> Stage:
 WEIGHTS = f"--shapes {SHAPES} --direction forward backward --providers copy --seconds 0.3"
 MODEL = "--many --models resnet50 --direction forward backward --providers"
 PEERS = "formula batch_norm layer_norm --dtype float32 float32:bfloat16"
-STEP = "step --models resnet50 --variants layer grouped held --batch 2 32 --accumulate 4"
-HOW = "--autocast --channels-last --seconds 3"
+STEP = "--models resnet50 --variants layer grouped held --batch 2 32 --accumulate 4 --seconds 3"
 BUILD = "env WS_CUDA=on TORCH_CUDA_ARCH_LIST={architecture} {python} -m gpu.build"
 COUNTERS = "{python} -m gpu.launches --csv {out}/counters.csv"
-FAST = ["-m 'not slow'", *PACKAGE_TESTS]
+# Of the GPU's tests each process has a context there and a cache of its memory.
+GPU_PROCESSES, CPU_PROCESSES = 4, 8
 STAGES = [
     Stage("build", "both", 200, BUILD),  # where it compiles
-    Stage("entries", "first", 30, "{python} -m gpu.entries"),
-    tests(
-        "tests", "first", 90, NEEDS_GPU, 4
-    ),  # each a context on the GPU and a cache of its memory
+    Stage("entries", "first", 28, "{python} -m gpu.entries"),
+    tests("tests", "first", 90, " ".join(NEEDS_GPU), GPU_PROCESSES),
     bench("weights", "first", 90, WEIGHTS),
     bench("model", "first", 60, f"{MODEL} {PEERS}"),
     sanitizer("memcheck", "second", 30),
-    sanitizer("racecheck", "second", 35),
+    sanitizer("racecheck", "second", 33),
     Stage("counters", "second", 30, COUNTERS, ("ncu",)),
-    tests("memory", "second", 25, NEEDS_MEMORY, 1),
+    tests("memory", "second", 25, " ".join(NEEDS_MEMORY)),
     bench("compile", "second", 45, f"{MODEL} compile"),
-    bench("step", "second", 60, f"{STEP} {HOW}"),
-    tests("package", "second", 45, FAST, 8),
+    bench("step", "second", 60, f"step {STEP} --autocast --channels-last"),
+    tests("package", "second", 45, PACKAGE_TESTS, CPU_PROCESSES, *IMPORTED),
     sanitizer("initcheck", "neither", 30),
     sanitizer("synccheck", "neither", 30),
 ]
@@ -167,6 +166,9 @@ def run(stage: Stage, out: Path, architecture: str, limit: float) -> Result:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
+            os.killpg(process.pid, signal.SIGINT)  # pytest then prints what has failed so far
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
         finally:  # of what it has started, too: all of it is one group of processes
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -177,9 +179,8 @@ def run(stage: Stage, out: Path, architecture: str, limit: float) -> Result:
             log.seek(begin)
             log.truncate()
             half = LOG_BYTES // 2
-            print(
-                f"{text[:half]}\n... {len(text) - 2 * half} left out ...\n{text[-half:]}", file=log
-            )
+            omission = f"\n... {len(text) - 2 * half} left out ...\n"
+            print(text[:half], omission, text[-half:], sep="", file=log)
     seconds = time.monotonic() - start
     quotes = [q for pattern in QUOTES for q in re.findall(pattern, text, re.M)[-1:]]
     if code is None:
@@ -188,6 +189,6 @@ def run(stage: Stage, out: Path, architecture: str, limit: float) -> Result:
         status, quotes = "failed", quotes or [f"exit status {code}", *text.splitlines()[-1:]]
     else:
         status = "passed"
-    return Result(
-        stage.name, "skipped" if re.search(CANNOT, text) else status, seconds, "; ".join(quotes)
-    )
+    if re.search(CANNOT, text):
+        status = "skipped"
+    return Result(stage.name, status, seconds, "; ".join(quotes))
