@@ -173,6 +173,7 @@ def run(stage: Stage, out: Path, architecture: str, limit: float) -> Result:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            (out / f"{stage.name}.json.part").unlink(missing_ok=True)  # of the benchmark
         log.seek(begin)
         text = log.read()
         if len(text) > LOG_BYTES:

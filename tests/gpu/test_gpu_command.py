@@ -91,8 +91,9 @@ time.sleep(600)
 
 
 def test_interrupted_stage_says_what_it_has_found(tmp_path):
-    text = """
-import time
+    text = f"""
+import pathlib, time
+pathlib.Path({str(tmp_path / "made-up.json.part")!r}).touch()  # as while the benchmark writes
 try:
     time.sleep(600)
 except KeyboardInterrupt:
@@ -101,6 +102,7 @@ except KeyboardInterrupt:
     result = run(tmp_path, text, limit=2, seconds=2)
     assert result.status == "timed out"
     assert re.fullmatch(r"stopped after \d s; 1 failed, 3 passed in 2.00s", result.detail)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
 def test_what_a_stage_finds(tmp_path, monkeypatch):
