@@ -1,8 +1,8 @@
 """Every entry of the launch tables, every layout and lists, once, on small weights.
 
-compute-sanitizer watches it, too, of each entry one weight (``--few``): data are made and judged on
-the CPU, so that no kernels but torch_ws's run on the GPU. The tests judge more sharply; here it is
-enough to see that the launches did their work. What was computed wrong is printed, one by one.
+compute-sanitizer watches it, too; for its slow tools there is one weight an entry (``--few``). Data
+are made and judged on the CPU: no kernels but torch_ws's run on the GPU. The tests judge more
+sharply; here it is enough to see that the launches did their work. Each wrong weight is named.
 """
 
 from __future__ import annotations

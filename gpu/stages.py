@@ -84,12 +84,12 @@ def tests(name: str, half: str, seconds: float, what: str, processes: int = 1, *
     return Stage(name, half, seconds, command, ("pytest", *needs))
 
 
-def sanitizer(tool: str, half: str, seconds: float) -> Stage:
+def sanitizer(tool: str, half: str, seconds: float, what: str = "--few") -> Stage:
     # Without PyTorch's cache a tensor is an allocation of the driver's: an access beyond it shows.
     # API errors are what PyTorch and the runtime provoke to find out what the driver knows.
     program = f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool}"
-    command = f"{program} --report-api-errors no --error-exitcode 9 {{python}} -m gpu.entries --few"
-    return Stage(tool, half, seconds, command, ("compute-sanitizer",))
+    command = f"{program} --report-api-errors no --error-exitcode 9 {{python}} -m gpu.entries"
+    return Stage(tool, half, seconds, f"{command} {what}", ("compute-sanitizer",))
 
 
 WEIGHTS = f"--shapes {SHAPES} --direction forward backward --providers copy --seconds 0.3"
@@ -106,13 +106,13 @@ STAGES = [
     tests("tests", "first", 90, " ".join(NEEDS_GPU), GPU_PROCESSES),
     bench("weights", "first", 90, WEIGHTS),
     bench("model", "first", 60, f"{MODEL} {PEERS}"),
-    sanitizer("memcheck", "second", 30),
+    sanitizer("memcheck", "second", 40, ""),
     sanitizer("racecheck", "second", 33),
     Stage("counters", "second", 30, COUNTERS, ("ncu",)),
     tests("memory", "second", 25, " ".join(NEEDS_MEMORY)),
     bench("compile", "second", 45, f"{MODEL} compile"),
-    bench("step", "second", 60, f"step {STEP} --autocast --channels-last"),
-    tests("package", "second", 45, PACKAGE_TESTS, CPU_PROCESSES, *IMPORTED),
+    bench("step", "second", 55, f"step {STEP} --autocast --channels-last"),
+    tests("package", "second", 40, PACKAGE_TESTS, CPU_PROCESSES, *IMPORTED),
     sanitizer("initcheck", "neither", 30),
     sanitizer("synccheck", "neither", 30),
 ]
