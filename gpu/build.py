@@ -23,7 +23,7 @@ def bring() -> str | None:
     """Copies the libraries that were brought along into the source tree; why not, if not."""
     if not (FOLDER / "build.json").exists():
         return "none were brought along"
-    if json.loads((FOLDER / "build.json").read_text(encoding="utf-8"))["sources"] != digest():
+    if json.loads((FOLDER / "build.json").read_text(encoding="utf-8")).get("sources") != digest():
         return "those brought along were built from other sources"
     copies = [Path(shutil.copy(path, PACKAGE)) for path in FOLDER.iterdir()]
     done = subprocess.run([sys.executable, "-c", LOADS], stderr=subprocess.PIPE, text=True)

@@ -80,8 +80,9 @@ def test_without_libraries_they_are_compiled(tree):
     assert build.bring() == "none were brought along"
 
 
-def test_libraries_of_other_sources_are_not_even_copied(tree, monkeypatch):
-    assert bring(monkeypatch, "0" * 64) == "those brought along were built from other sources"
+@pytest.mark.parametrize("sources", ["0" * 64, None])  # of other ones; not finished
+def test_libraries_of_other_sources_are_not_even_copied(tree, monkeypatch, sources):
+    assert bring(monkeypatch, sources) == "those brought along were built from other sources"
     assert not list(build.PACKAGE.iterdir())
 
 
