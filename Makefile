@@ -12,12 +12,19 @@
 #   make gpu OUT=folder                  where its files go
 #   make gpu ARGS="--only build tests"   some of its stages
 #   make gpu ARGS="--half first"         the first of two runs of five minutes; then second
+#
+# make gpu-libs builds here what such a machine, which is there for minutes, need not compile: bring
+# build/gpu-libs along. For its Python, of which headers and interpreter must be here, and its GPU:
+#
+#   make gpu-libs GPU_PYTHON=python3.12 GPU_ARCH=9.0
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 OUT ?= build/gpu
+GPU_PYTHON ?= python3.12
+GPU_ARCH ?= 9.0
 # Enough for GPUs from 8.0 on, and compiled in some three minutes; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
@@ -27,7 +34,7 @@ NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 # A file's tests run in one of the processes, so that what they share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: build test test-all bench gpu asan docs format check clean
+.PHONY: build test test-all bench gpu gpu-libs asan docs format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -50,6 +57,10 @@ bench: build
 
 gpu:
 	$(PYTHON) -m gpu --out $(OUT) $(ARGS)
+
+gpu-libs: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m gpu.libraries --python $(GPU_PYTHON) \
+	  --architecture $(GPU_ARCH)
 
 # The CPU's kernels and _C under GCC's address and undefined-behaviour sanitizers, in a build of their
 # own, for the tests that give them random numbers in any shape, strides, dtype and overlap.

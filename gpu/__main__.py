@@ -45,10 +45,11 @@ def main(argv: list[str]) -> int:
     only = f"some of {', '.join(names)}; default: all"
     which.add_argument("--only", nargs="+", choices=names, metavar="STAGE", help=only)
     which.add_argument("--half", choices=("first", "second"), help="of two runs of 5 minutes each")
-    parser.add_argument("--minutes", type=float, help="for all stages; default: 9.5, for a half 5")
+    parser.add_argument("--minutes", type=float, help="for all stages; default: 9.5, a half 4.9")
     parser.add_argument("--out", type=Path, default=default, help="a folder; default: %(default)s")
     args = parser.parse_args(argv)
-    deadline = time.monotonic() + 60 * (args.minutes or (5 if args.half else 9.5))
+    seconds = stages.HALF_SECONDS if args.half else stages.ALL_SECONDS
+    deadline = time.monotonic() + (60 * args.minutes if args.minutes else seconds)
     try:
         machine = describe()
         args.out.mkdir(parents=True, exist_ok=True)
@@ -57,14 +58,21 @@ def main(argv: list[str]) -> int:
     out, results, broken = args.out.resolve(), [], None
     (out / "log.txt").unlink(missing_ok=True)
     print(f"{machine['gpu']}; output in {out}", flush=True)
-    for stage in stages.STAGES:
-        chosen = stage.half in (args.half or stage.half, "both")
-        if not chosen or stage.name not in (args.only or [stage.name]):
-            continue
+    chosen = [
+        stage
+        for stage in stages.STAGES
+        if stage.half in (args.half or stage.half, "both")
+        and stage.name in (args.only or [stage.name])
+    ]
+    for index, stage in enumerate(chosen):
         if broken:
             result = stages.Result(stage.name, "skipped", detail=broken)
         else:
-            result = stages.run(stage, out, machine["architecture"], deadline)
+            # also what earlier stages have left over, but nothing of what is for later ones
+            left = deadline - time.monotonic()
+            spare = left - sum(later.seconds for later in chosen[index + 1 :])
+            limit = min(left, max(stage.seconds, spare))
+            result = stages.run(stage, out, machine["architecture"], limit)
         if stage.name == "build" and result.status != "passed":
             broken = f"build: {result.status}"
         print(f"{result.name}: {result.status}  {result.detail}".rstrip(), flush=True)

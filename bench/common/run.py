@@ -52,7 +52,7 @@ class Run:
     ) -> Iterator[Row]:
         """Yields each row once the record has it; `complete` says that it was the last.
 
-        A wrong result of torch_ws's ends the process.
+        A WrongResult ends the process.
         """
         rows = []
         try:

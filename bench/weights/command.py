@@ -1,12 +1,14 @@
 """``python -m bench [standardize]``: the kernels and their peers, weight by weight.
 
 Every provider is first checked against float64, forward and gradient, on the tensors that are then
-timed. common/timing.py says how times are taken, providers.py what runs, workloads.py on what.
+timed; torch_ws's own wrong results are left out of the times, and the exit status is then 1.
+common/timing.py says how times are taken, providers.py what runs, workloads.py on what.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from ..common.run import Run, Started
@@ -14,7 +16,7 @@ from . import plot, record, report
 from .measure import Session, measure
 from .options import choose_providers, choose_workloads, parse
 from .providers import COPY, OURS, Provider
-from .record import Row
+from .record import WRONG, Row
 from .workloads import OVERHEAD_SHAPE, weight_workload
 
 OVERHEAD_DIRECTIONS = ["no_grad", "forward", "both"]
@@ -71,3 +73,11 @@ def main(argv: list[str]) -> None:
     rows = list(run.rows(measure_all, total, lambda rows: record.as_json(rows, providers)))
     print_results(args, providers, rows)
     run.finish(lambda path, caption: plot.save(path, split_overhead(rows)[0], caption))
+    wrong = dict.fromkeys(  # a weight's check is that of all its directions
+        f"{name} is wrong on {row.title} in {row.dtype}: {why.removeprefix(f'{WRONG}, ')}"
+        for row in rows
+        for name, why in row.skipped.items()
+        if name.startswith(OURS)
+    )
+    if wrong:
+        sys.exit("\n".join(f"python -m bench: error: {line}" for line in wrong))

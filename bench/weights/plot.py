@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..common import plot as common
 from ..common.report import number
 from .providers import COPY, OURS
@@ -49,7 +51,7 @@ def _draw(axis, panel: list[Row]) -> None:
     """Medians, with lines from quartile to quartile, over the median of the copy."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    names = [name for name in panel[0].times if name != COPY]
+    names = dict.fromkeys(name for row in panel for name in row.times if name != COPY)
     others = iter(OTHERS * len(names))
     for name in names:
         color, marker, size = STYLES.get(name) or next(others)
@@ -72,6 +74,8 @@ def _draw(axis, panel: list[Row]) -> None:
         )
     for y, row in enumerate(panel):
         ratio = row.ratio(OURS, COPY)
+        if math.isnan(ratio):
+            continue
         axis.annotate(
             number(ratio),
             (ratio, y),

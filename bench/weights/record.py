@@ -15,6 +15,7 @@ BYTES_MODEL = (
     "forward reads w and writes y; backward reads w and g and writes dw; both is their sum. "
     "GB/s are these bytes over the time; copy moves as many."
 )
+WRONG = "wrong"  # begins the reason where a provider failed its check
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ class Row:
     def title(self) -> str:
         return self.workload.title
 
+    def is_wrong(self, name: str) -> bool:
+        return self.skipped.get(name, "").startswith(WRONG)
+
     def gigabytes_per_second(self, name: str) -> float:
-        return self.bytes / self.times[name].median / 1e9
+        """NaN where it was not timed."""
+        return self.bytes / self.times[name].median / 1e9 if name in self.times else math.nan
 
     def ratio(self, name: str, other: str) -> float:
         """How many times as long `name` takes as `other`; NaN where one was not timed."""

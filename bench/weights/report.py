@@ -5,11 +5,14 @@ Everything shown is derived here from the timings and checks of a `Row`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..common.report import duration, number, print_competitors, spread, times
 from ..common.tables import Table
 from ..common.terminal import print_table
+from ..common.timing import Timing
 from .providers import COPY, OURS, Provider
-from .record import Row
+from .record import WRONG, Row
 
 TITLES = {
     "no_grad": "forward, no grad",
@@ -33,6 +36,14 @@ def print_providers(rows: list[Row], providers: list[Provider]) -> None:
     print_competitors(title, "provider", providers, rows, worst)
 
 
+def median(timing: Timing) -> str:
+    return duration(timing.median)
+
+
+def cell(row: Row, times: dict[str, Timing], name: str, text: Callable[[Timing], str]) -> str:
+    return text(times[name]) if name in times else WRONG if row.is_wrong(name) else "-"
+
+
 def print_direction(rows: list[Row], peers: list[str]) -> None:
     """One table: the rows of one direction and dtype."""
     first = rows[0]
@@ -44,7 +55,7 @@ def print_direction(rows: list[Row], peers: list[str]) -> None:
     for row in rows:
         table.add_row(
             row.title,
-            duration(row.times[OURS].median),
+            cell(row, row.times, OURS, median),
             number(row.gigabytes_per_second(OURS)),
             number(row.ratio(OURS, COPY)),
             *(times(row.ratio(peer, OURS)) for peer in peers),
@@ -63,7 +74,7 @@ def print_times(title: str, rows: list[Row], names: list[str], host=False):
     table.add_columns(*names, right=True)
     for row in rows:
         timings = row.host_times if host else row.times
-        cells = (spread(timings[name]) if name in timings else "-" for name in names)
+        cells = (cell(row, timings, name, spread) for name in names)
         label = TITLES[row.direction] if by_direction else row.title
         table.add_row(label, *cells)
     print_table(table)
@@ -78,7 +89,7 @@ def print_capabilities(rows: list[Row], names: list[str]) -> None:
     table.add_columns(*(name.replace(" ", "\n") for name in names), right=True)
     for row in rows:
         cells = (
-            f"{duration(row.times[name].median)}  {number(row.ratio(name, names[0]))}"
+            f"{cell(row, row.times, name, median)}  {number(row.ratio(name, names[0]))}"
             for name in names
         )
         table.add_row(row.title, *cells)

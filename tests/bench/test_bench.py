@@ -196,12 +196,48 @@ def test_overhead(tmp_path, monkeypatch):
     assert {row["workload"] for row in rows} == {"8x8"}
 
 
-def test_wrong_result_stops_the_run(monkeypatch):
+def test_wrong_result_is_recorded_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
     right = torch_ws.standardize
-    monkeypatch.setattr(torch_ws, "standardize", lambda w, **options: 1.01 * right(w, **options))
-    message = "error: torch_ws is wrong on 8x8 in float32: error 1.0e-02 forward"
-    with pytest.raises(SystemExit, match=message):
-        run_main("--shapes 8x8 --providers layer_norm --seconds 0.01", monkeypatch)
+
+    def wrong_on_the_first(weight, **options):
+        return right(weight, **options) * (1.01 if weight.shape == (8, 8) else 1)
+
+    monkeypatch.setattr(torch_ws, "standardize", wrong_on_the_first)
+    path = tmp_path / "found.json"
+    arguments = f"--shapes 8x8 16x9 --providers layer_norm --seconds 0.01 --json {path}"
+    arguments += f" --plot {tmp_path / 'found.png'}"
+    message = "^python -m bench: error: torch_ws is wrong on 8x8 in float32: error 1.0e-02 forward"
+    with pytest.raises(SystemExit, match=message) as stopped:
+        run_main(arguments, monkeypatch)
+    assert len(str(stopped.value).splitlines()) == 1  # said once, not for every direction
+    found = json.loads(path.read_text())
+    assert found["complete"]
+    for row in found["rows"]:
+        is_wrong = row["workload"] == "8x8"
+        timed = [] if is_wrong else ["torch_ws"]
+        assert list(row["providers"]) == [*timed, "layer_norm", "copy"]
+        assert row["skipped"].get("torch_ws", "").startswith("wrong, error 1.0e-02") == is_wrong
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("torch_ws left out of 8x8"))
+    assert "wrong, error 1.0e-02 forward" in line
+    cells = [line.split()[1] for line in lines if line.startswith("8x8 ")]
+    assert cells == 4 * ["wrong"]  # torch_ws's column of every table, two for each direction
+    assert (tmp_path / "found.png").exists()
+
+
+def test_wrong_instruction_set_is_recorded(monkeypatch, capsys):
+    right = torch_ws.standardize
+
+    def wrong_when_lowered(weight, **options):
+        lowered = torch_ws.cpu_capability() == "default"
+        return right(weight, **options) * (1.01 if lowered else 1)
+
+    monkeypatch.setattr(torch_ws, "standardize", wrong_when_lowered)
+    if torch_ws.cpu_capability() == "default":
+        pytest.skip("nothing to lower here")
+    with pytest.raises(SystemExit, match="error: torch_ws default is wrong on 8x8 in float32"):
+        run_main("--shapes 8x8 --providers layer_norm --isa default --seconds 0.01", monkeypatch)
+    assert "wrong  -" in capsys.readouterr().out  # in the table of instruction sets
 
 
 def test_wrong_peer_is_left_out(tmp_path, monkeypatch, capsys):

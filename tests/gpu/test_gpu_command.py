@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch_ws
 
 from bench.__main__ import main as bench
 from gpu import __main__ as command
-from gpu import entries, stages
+from gpu import stages
 from gpu.stages import ROOT, Result, Stage
 
 
@@ -22,9 +22,9 @@ def script(text):
     return f"{{python}} -c {shlex.quote(text)}"
 
 
-def run(folder, text, seconds=60, needs=(), left=60):
+def run(folder, text, seconds=60, needs=(), limit=60):
     stage = Stage("made-up", "both", seconds, script(text), needs)
-    return stages.run(stage, folder, "9.0", time.monotonic() + left)
+    return stages.run(stage, folder, "9.0", limit)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ def run(folder, text, seconds=60, needs=(), left=60):
         ),
         ("print('== RACECHECK SUMMARY: 2 hazards'); exit(9)", "failed", "2 hazards"),
         ("print('= Error: Device not supported.'); exit(1)", "skipped", "Device not supported"),
+        (
+            "print('==ERROR== ERR_NVGPUCTRPERM - no permission. See'); exit(1)",
+            "skipped",
+            "ERR_NVGPUCTRPERM - no permission",
+        ),
+        ("print('libraries: brought along')", "passed", "libraries: brought along"),
+        ("print('WRONG: 3x9\\nWRONG: 3x8'); exit(1)", "failed", "WRONG: 3x8"),
     ],
 )
 def test_outcome_of_a_stage(tmp_path, text, status, detail):
@@ -56,16 +63,19 @@ def test_outcome_of_a_stage(tmp_path, text, status, detail):
     assert log.startswith("===== an earlier one\n") and "\n===== made-up\n$ " in log
 
 
-def test_time_limit_ends_a_stage_and_what_it_started(tmp_path):
+def test_time_limit_ends_a_stage_and_what_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "GRACE_SECONDS", 1)
     text = f"""
-import pathlib, subprocess, sys, time
+import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a process that waits for a GPU
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
 print("3 passed in 1.00s", flush=True)
 time.sleep(600)
 """
-    result = run(tmp_path, text, seconds=2)
-    assert (result.status, result.detail) == ("timed out", "stopped after 2 s; 3 passed in 1.00s")
+    result = run(tmp_path, text, limit=2, seconds=2)
+    assert result.status == "timed out"
+    assert re.fullmatch(r"stopped after \d s; 3 passed in 1.00s", result.detail)
     child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
 
     def gone():
@@ -80,6 +90,21 @@ time.sleep(600)
     assert gone()
 
 
+def test_interrupted_stage_says_what_it_has_found(tmp_path):
+    text = f"""
+import pathlib, time
+pathlib.Path({str(tmp_path / "made-up.json.part")!r}).touch()  # as while the benchmark writes
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("1 failed, 3 passed in 2.00s")
+"""
+    result = run(tmp_path, text, limit=2, seconds=2)
+    assert result.status == "timed out"
+    assert re.fullmatch(r"stopped after \d s; 1 failed, 3 passed in 2.00s", result.detail)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
 def test_what_a_stage_finds(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", "/some/cuda")
     run(tmp_path, "import os; print(os.environ['PATH'], os.environ['PYTHONPATH'])")
@@ -90,8 +115,21 @@ def test_what_a_stage_finds(tmp_path, monkeypatch):
 def test_stages_that_cannot_run_are_skipped(tmp_path):
     missing = run(tmp_path, "", needs=("no-such-tool", "json", "env"))  # a module, a program
     assert missing == Result("made-up", "skipped", detail="no-such-tool: not found")
-    assert run(tmp_path, "", left=0) == Result("made-up", "skipped", detail="no time left")
+    for limit in (0, stages.LEAST_SECONDS - 1):  # too little to import PyTorch in
+        assert run(tmp_path, "", limit=limit) == Result("made-up", "skipped", detail="no time left")
     assert not (tmp_path / "log.txt").exists()
+    assert run(tmp_path, "", seconds=5, limit=8).status == "passed"  # all that it may have
+
+
+def test_long_output_is_cut_in_its_middle(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "LOG_BYTES", 100)
+    text = "print('first', 'x' * 1000, '\\n1 passed in 1.00s\\n', 'y' * 1000, 'last')"
+    assert run(tmp_path, text).detail == "1 passed in 1.00s"  # of all of it
+    run(tmp_path, "print('after')")
+    log = (tmp_path / "log.txt").read_text()
+    head, tail = re.split(r"\n\.\.\. 19\d\d left out \.\.\.\n", log)
+    assert head.endswith("\nfirst " + "x" * 44) and tail.startswith("y" * 44 + " last\n")
+    assert tail.endswith("\nafter\n")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +165,85 @@ def test_command(tmp_path, monkeypatch, capsys, build, tests, statuses, code):
     assert "invalid choice: 'everything'" in capsys.readouterr().err
 
 
+def files_only(stage):
+    """The stage, but a program that does nothing beyond writing the files that its own would."""
+    files = [word for word in shlex.split(stage.command) if word.startswith("{out}/")]
+    writes = "import pathlib, sys; [pathlib.Path(p).touch() for p in sys.argv[1:]]"
+    return stage._replace(command=f"{script(writes)} {' '.join(files)}", needs=())
+
+
+@pytest.mark.parametrize(
+    ("half", "expected"),
+    [
+        ("first", {"weights.json", "weights.png", "model.json", "model.png"}),
+        ("second", {"compile.json", "compile.png", "step.json", "step.png", "counters.csv"}),
+    ],
+)
+def test_a_half_leaves_eight_files_at_most(tmp_path, monkeypatch, half, expected):
+    monkeypatch.setattr(stages, "STAGES", [files_only(stage) for stage in stages.STAGES])
+    monkeypatch.setattr(command, "describe", lambda: {"gpu": "a GPU", "architecture": "9.0"})
+    monkeypatch.setattr(command.summary, "MEASURES", {})  # the files have nothing in them
+    assert command.main(["--out", str(tmp_path), "--half", half]) == 0
+    assert {p.name for p in tmp_path.iterdir()} <= expected | {
+        "log.txt",
+        "summary.txt",
+        "summary.json",
+    }
+    found = list(tmp_path.iterdir())
+    assert len(found) <= 8 and all(path.is_file() for path in found)
+
+
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_a_half_has_five_minutes(half):
+    seconds = sum(s.seconds for s in stages.STAGES if s.half == half and s.name != "build")
+    assert seconds + stages.LOADING_SECONDS <= stages.HALF_SECONDS
+    assert stages.HALF_SECONDS + stages.GRACE_SECONDS < 300
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "expected"),
+    [
+        # the last has what is left over; earlier ones leave later ones their seconds
+        ((20, 30, 10), 2, (80, 110, 120)),
+        # the first may take what it needs, and the last has nothing
+        ((80, 30, 10), 1, (60, 50, 60)),
+        ((20, 30, 10), 0.5, (20, 30, 30)),
+    ],
+)
+def test_limits_of_stages(tmp_path, monkeypatch, seconds, minutes, expected):
+    """Of stages that take no time."""
+    names, found = ("build", "tests", "package"), []
+    made_up = [Stage(n, "both", s, "") for n, s in zip(names, seconds, strict=True)]
+    monkeypatch.setattr(stages, "STAGES", made_up)
+    monkeypatch.setattr(command, "describe", lambda: {"gpu": "a GPU", "architecture": "9.0"})
+    monkeypatch.setattr(command.time, "monotonic", lambda: 1000.0)
+
+    def run(stage, out, architecture, limit):
+        found.append(limit)
+        return Result(stage.name, "passed")
+
+    monkeypatch.setattr(stages, "run", run)
+    command.main(["--out", str(tmp_path), "--minutes", str(minutes)])
+    assert tuple(found) == expected
+
+
+def test_what_was_found_is_there_when_the_machine_goes_away(tmp_path, monkeypatch):
+    looks = f"""
+import json, pathlib
+out = pathlib.Path({str(tmp_path)!r})
+assert [s["name"] for s in json.loads((out / "summary.json").read_text())["stages"]] == ["build"]
+assert "build  " in (out / "summary.txt").read_text()
+assert "found by the first" in (out / "log.txt").read_text()
+"""
+    made_up = [
+        Stage("build", "both", 60, script("print('found by the first')")),
+        Stage("tests", "first", 60, script(looks)),
+    ]
+    monkeypatch.setattr(stages, "STAGES", made_up)
+    monkeypatch.setattr(command, "describe", lambda: {"gpu": "a GPU", "architecture": "9.0"})
+    assert command.main(["--out", str(tmp_path)]) == 0
+
+
 def test_without_a_gpu_nothing_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
@@ -153,39 +270,22 @@ def test_shapes_have_every_row_length_small_and_large():
     assert sum(4 * rows * cols < 4e6 for rows, cols in shapes) == len(stages.SMALL.split())
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # to wake others for small references takes longer
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.skipif(not torch_ws.info()["cuda_build"], reason="built without CUDA: no launch table")
-def test_every_entry_computes_the_right_things(monkeypatch, capsys):
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)  # by the CPU's kernels
-    assert entries.main() == 0
-    assert "the worst error 0." in capsys.readouterr().out
-    right = torch_ws.standardize
-    monkeypatch.setattr(entries, "standardize", lambda *ts, **kw: right(*ts, **kw) * 1.1)
-    assert entries.one(torch.randn(4, 9), torch.float32) > 1
-
-
 def test_gpu_tests_can_be_collected_on_a_bare_machine():
     """Without a GPU, and without what a GPU machine may lack: they fail on first contact else."""
-    assert len(stages.NEEDS_GPU) >= 7  # no test file of today's is overlooked
+    tests = stages.NEEDS_GPU + stages.NEEDS_MEMORY
+    assert len(tests) >= 8  # no test file of today's is overlooked
     text = f"""
 import sys
 for name in ("hypothesis", "rich", "matplotlib", "expecttest"):
     sys.modules[name] = None
 import pytest
-sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *{stages.NEEDS_GPU!r}]))
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *{tests!r}]))
 """
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, env=variables
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for path in stages.NEEDS_GPU:
-        assert f"{path}: " in done.stdout  # and their number
+    for test in tests:
+        assert f"{test.partition('::')[0]}: " in done.stdout  # and their number
+    assert stages.NEEDS_MEMORY == ["tests/cuda/test_cuda_limits.py"]

@@ -53,36 +53,67 @@ def test_targets_of_single_weights(tmp_path, elements, direction, ours, met):
     assert target["met"] == met and "copy 10.00" in target["note"]  # the faster of the two copies
 
 
-def test_targets_of_the_model(tmp_path):
+@pytest.mark.parametrize("speed", [1.0, 0.7])  # an H200's memory, and an H100's
+def test_targets_of_the_model(tmp_path, speed):
+    """In units of a copy of all bytes, whose bandwidth the largest of the weights tells."""
     peers = {"formula": 900.0, "batch_norm": 360, "layer_norm": 200}
+    forward, backward, to_bf16 = (per * N / 4.3e6 / speed for per in (8, 12, 6))  # us at 4.3 TB/s
+    large = row("1x16777216", 1 << 24, "forward", 50, (8 << 24) / 4.3e6 / speed)
+    write(tmp_path, "weights", row("64x147", 9408, "forward", 2, copy=2), large)
+    bf16 = row("ResNet-50", N, "forward", 1.11 * to_bf16, 99, "float32:bfloat16", 90)
+    bf16["bytes"] = 6 * N
     write(
         tmp_path,
         "model",
-        row("ResNet-50", N, "forward", 45, 44, host=90, **peers),
-        row("ResNet-50", N, "backward", 71, 66, host=101, formula=1500),
-        row("ResNet-50", N, "forward", 36, 33, dtype="float32:bfloat16", host=90),
+        row("ResNet-50", N, "forward", 1.07 * forward, 99, host=90, **peers),
+        row("ResNet-50", N, "backward", 1.06 * backward, 99, host=101, formula=1500),
+        bf16,
     )
     write(tmp_path, "compile", row("ResNet-50", N, "forward", 45, 44, compile=89))
-    found = summary(tmp_path, "model", "compile")["targets"]
-    assert {target["what"]: (target["measured"], target["met"]) for target in found} == {
-        "ResNet-50, float32, forward: GPU": (45, True),
+    found = summary(tmp_path, "weights", "model", "compile")["targets"][2:]
+    expected = {
+        "ResNet-50, float32, forward: of copy's time": (1.07, True),
         "ResNet-50, float32, forward: host": (90, True),
-        "ResNet-50, float32, forward: formula takes": (20, True),
-        "ResNet-50, float32, forward: batch_norm takes": (8, True),
-        "ResNet-50, float32, forward: layer_norm takes": (200 / 45, True),
-        "ResNet-50, float32, backward: GPU": (71, False),
+        "ResNet-50, float32, forward: formula takes": (900 / (1.07 * forward), False),
+        "ResNet-50, float32, forward: batch_norm takes": (360 / (1.07 * forward), False),
+        "ResNet-50, float32, forward: layer_norm takes": (200 / (1.07 * forward), speed == 1),
+        "ResNet-50, float32, backward: of copy's time": (1.06, True),
         "ResNet-50, float32, backward: host": (101, False),
-        "ResNet-50, float32, backward: formula takes": (1500 / 71, True),
-        "ResNet-50, float32:bfloat16, forward: GPU": (36, True),
+        "ResNet-50, float32, backward: formula takes": (1500 / (1.06 * backward), speed == 1),
+        "ResNet-50, float32:bfloat16, forward: of copy's time": (1.11, False),
         "ResNet-50, float32:bfloat16, forward: host": (90, True),
         "ResNet-50, float32, forward: compile takes": (89 / 45, False),
     }
+    assert {each["what"]: each["met"] for each in found} == {
+        w: met for w, (_, met) in expected.items()
+    }
+    for each in found:
+        assert each["measured"] == pytest.approx(expected[each["what"]][0])
+
+
+def test_without_a_copy_the_model_has_no_target_of_it(tmp_path):
+    write(tmp_path, "model", row("ResNet-50", N, "forward", 45, 44, host=90))
+    found = summary(tmp_path, "model")
+    assert [each["what"] for each in found["targets"]] == ["ResNet-50, float32, forward: host"]
+    assert found["missing"] == ["model: its bytes' copy, which the weights' stage measures"]
+
+
+def test_wrong_results_are_said_first(tmp_path):
+    wrong = row("64x64", 4096, "forward", 1, copy=1)
+    del wrong["providers"]["torch_ws"]
+    wrong["skipped"] = {"torch_ws": "wrong, error 1.0e-02 forward"}
+    write(tmp_path, "weights", wrong, row("64x9", 576, "forward", 1, copy=1))
+    found = summarize(MACHINE, [Result("weights", "failed", 9, "exit status 1")], tmp_path)
+    line = "weights: 64x64, float32, forward: wrong, error 1.0e-02 forward"
+    assert found["wrong"] == [line] and not found["missing"] and not found["passed"]
+    assert [target["met"] for target in found["targets"]] == [False, True]  # not timed, so not met
+    assert f"WRONG: {line}" in render(found).splitlines()
 
 
 def test_the_summary_reads_what_the_benchmark_writes(tmp_path):
     options = "--shapes 8x8 --providers elementwise --direction forward backward --seconds 0.01"
     command = f"{{python}} -m bench {options} --json {{out}}/weights.json"
-    result = run(Stage("weights", "first", 60, command), tmp_path, "", float("inf"))
+    result = run(Stage("weights", "first", 60, command), tmp_path, "", 60)
     found = summarize(MACHINE, [result], tmp_path)
     assert result.status == "passed" and not found["missing"]
     rows = json.loads((tmp_path / "weights.json").read_text())["rows"]
@@ -93,6 +124,20 @@ def test_the_summary_reads_what_the_benchmark_writes(tmp_path):
         assert target["what"].startswith("8x8, float32, ")
 
 
+def test_the_training_step(tmp_path):
+    """From what the command writes: what each variant adds to the plain step."""
+    options = "step --models tiny --size 8 --batch 1 --accumulate 2 --variants layer --seconds 0.01"
+    command = f"{{python}} -m bench {options} --json {{out}}/step.json"
+    result = run(Stage("step", "second", 60, command), tmp_path, "", 60)
+    found = summarize(MACHINE, [result], tmp_path)
+    (line,) = found["training"]
+    assert result.status == "passed" and not found["missing"] and not found["targets"]
+    (measured,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    overhead = measured["variants"]["layer"]["overhead_percent"]
+    assert line.startswith(f"tiny U-Net, batch 1: layer   {overhead['median']:+6.2f} % (")
+    assert f"Training step: {line}" in render(found).splitlines()
+
+
 def test_what_was_not_measured_is_said(tmp_path):
     skipping, stopped = (row(name, 100, "forward", 1, copy=1) for name in ("ResNet-50", "a"))
     skipping["skipped"] = {"compile": "no compiler"}
@@ -100,9 +145,9 @@ def test_what_was_not_measured_is_said(tmp_path):
     write(tmp_path, "compile", skipping)
     write(tmp_path, "weights", stopped, complete=False)
     assert summary(tmp_path, "weights", "model", "compile")["missing"] == [
-        "weights: only 1 rows, then it stopped",
-        "weights: a, float32, forward: copy is in no CUDA graph, its time has gaps in it",
         "model: nothing was measured",
+        "weights: a, float32, forward: copy is in no CUDA graph, its time has gaps in it",
+        "weights: only 1 rows, then it stopped",
         "compile: compile was left out: no compiler",
     ]
 
@@ -110,7 +155,7 @@ def test_what_was_not_measured_is_said(tmp_path):
 def test_figures_of_an_earlier_run_are_not_read(tmp_path):
     for name in ("weights", "model", "compile"):
         write(tmp_path, name, row("stale", N, "forward", 1, copy=1))
-    dies = run(Stage("weights", "first", 60, "false"), tmp_path, "9.0", float("inf"))
+    dies = run(Stage("weights", "first", 60, "false"), tmp_path, "9.0", 60)
     found = summarize(MACHINE, [dies, Result("model", "skipped")], tmp_path)
     assert found["targets"] == [] and found["missing"] == ["weights: nothing was measured"]
 
