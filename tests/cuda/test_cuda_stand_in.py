@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
 # How many tiers the launch tables have; test_tables holds this against them. Rows that clusters
 # have on chips with them, a block of 512 has on others.
-ACCESSES = {"vector": 11, "flat": 3, "scalar": 5}
+ACCESSES = {"vector": 11, "flat": 6, "scalar": 5}
 TIERS = [(access, i, 16) for access, count in ACCESSES.items() for i in range(count)]
 TIERS += [("vector", 9, 1), ("vector", 10, 1)]
 # One entry of every kernel: blocks of 128 threads, aligned and not, of 256 and 512, clusters, and

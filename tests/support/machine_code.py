@@ -103,7 +103,7 @@ def local_memory(kernel: Kernel) -> str | None:
 # Ways to a row's columns that a kernel has code for: dense rows, and those made of runs.
 PATHS = 2
 # The first of the scalar tiers in csrc/cuda/launch/tiers.h: rows are split there without vectors.
-SCALAR_TIERS = 15
+SCALAR_TIERS = 18
 # The first architecture with clusters.
 CLUSTERS = 90
 

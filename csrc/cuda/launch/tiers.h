@@ -21,7 +21,7 @@ constexpr int kTile = 8192 / sizeof(A);
 
 template <class Pass>
 struct Tiers {
-  static constexpr int kCount = 20;
+  static constexpr int kCount = 23;
   // Elements that a vector access moves: 16 bytes of the wider type, so that in a kernel that
   // converts both sides move the same elements.
   static constexpr int kVec = 16 / (sizeof(typename Pass::Weight) > sizeof(typename Pass::Out)
@@ -44,8 +44,11 @@ struct Tiers {
       {"cluster", Access::kVector, Form::kCluster, 256, kWideVec, 1},
       {"block of 512", Access::kVector, Form::kRows, 512, kWideVec, 1},
       {"split row", Access::kVector, Form::kSplit, 256, 8 * n, 1},
+      {"flat, thread", Access::kFlat, Form::kRows, 1, 9, 1},
       {"flat, thread", Access::kFlat, Form::kRows, 1, 14 * n - 1, 1},
-      {"flat, sub-warp", Access::kFlat, Form::kRows, 8, 10 * n, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 2, 14 * n - 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 4, 14 * n - 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 8, 14 * n - 1, 1},
       {"flat, warp", Access::kFlat, Form::kRows, 32, 12 * n, 1},
       {"scalar sub-warp", Access::kScalar, Form::kRows, 8, 4 * n, 2},
       {"scalar warp", Access::kScalar, Form::kRows, 32, 8 * n, 1},

@@ -38,6 +38,9 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
   constexpr bool kGrad = kCount > 1;
   constexpr int kFirst = kGrad ? 2 : 1, kSecond = kGrad ? 4 : 2;
   const auto w = x[0], g = x[kGrad];
+  // Its rounding matters as little as that of m: r is what both have left over, and much smaller. And
+  // where it is divided by does not wait for the sums.
+  const A inv_n = A(1) / n;
   if (center || with_sum) {
     A sums[kRows * kFirst] = {};
 #pragma unroll
@@ -53,10 +56,10 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
     team.sum(sums);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (center) moments[k].m = pivot[k] + sums[k * kFirst] / n;
+      if (center) moments[k].m = pivot[k] + sums[k * kFirst] * inv_n;
       if constexpr (kGrad) {
         moments[k].sum_g = sums[k * kFirst + 1];
-        if (center) moments[k].mg = moments[k].sum_g / n;
+        if (center) moments[k].mg = moments[k].sum_g * inv_n;
       }
     }
   }
@@ -81,12 +84,12 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
   team.sum(sums);
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
-    moments[k].r = center ? sums[k * kSecond] / n : A(0);
+    moments[k].r = center ? sums[k * kSecond] * inv_n : A(0);
     // An overflow stays infinity, which makes the row 0, where inf - inf would make it NaN.
     const A squares = sums[k * kSecond + 1];
     moments[k].squares = isinf(squares) ? squares : squares - n * moments[k].r * moments[k].r;
     if constexpr (kGrad) {
-      moments[k].rg = center ? sums[k * kSecond + 2] / n : A(0);
+      moments[k].rg = center ? sums[k * kSecond + 2] * inv_n : A(0);
       moments[k].dot = sums[k * kSecond + 3] - n * moments[k].r * moments[k].rg;
     }
   }
