@@ -237,7 +237,7 @@ TABLE = [
         # split rows: the sums only read; the second such tier is that of scalar accesses
         (split(8, apply=1), {"LDG.E.128": 6, "STG.E.128": 6}),
         (split(8, apply=0), {"LDG.E.128": 6}),
-        (split(17, apply=1), {}),
+        (split(22, apply=1), {}),
         (cluster, {"LDG.E.128": 8, "STG.E.128": 8}),
     ],
 )
