@@ -49,7 +49,8 @@ def one(weight: torch.Tensor, out_dtype: torch.dtype, offset: int = 0, **options
     inputs = [t.requires_grad_() for t in (weight, *affine)]
     out = standardize(*inputs, dtype=out_dtype, **options)
     # with a part along the weight: the gain's gradient is otherwise the rest of sums that cancel
-    values = (torch.randn(weight.shape) + weight.detach().cpu() + 0.25).to(out_dtype).flatten()
+    values = (torch.randn(weight.shape) + weight.detach().cpu() + 0.5) / 4  # long sums fit float16
+    values = values.to(out_dtype).flatten()
     grad = torch.cat([values[:offset], values]).cuda()[offset:].view(weight.shape)
     return errors_of(inputs, out, grad, torch.autograd.grad(out, inputs, grad), **options)
 

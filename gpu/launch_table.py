@@ -43,12 +43,12 @@ def entries(
         # two tiles and a half, where a row may have any length
         longest = cols + 5 * plan["team"] * plan["elements"] // 2 // step * step
         if plan["max_cols"] < NO_LIMIT:
-            longest = max(cols, plan["max_cols"] - (step == 1))
+            longest = max(cols, plan["max_cols"] - (step == 1 and plan["max_cols"] % 2 == 0))
         entry = Entry(plan, cols, longest)
         yield entry
         if not entry.limited:
             return
-        cols = (plan["max_cols"] // step + 1) * step
+        cols = (plan["max_cols"] // step + 1) * step | (step == 1)
 
 
 def lengths(direction: str, weight: str, out: str, rows: int) -> list[int]:

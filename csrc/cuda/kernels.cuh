@@ -1,18 +1,18 @@
 // The kernels, in one form for all passes: read a row's inputs, find its moments, write its results.
 //
-// A row that fits its team's registers is read from memory once and written once; one that is split
-// over blocks is read again, from the cache if it can be.
+// A row that the registers of its team or its cluster hold is read from memory once and written once;
+// one that is split over blocks is read again, from the cache if it can be.
 //
 // A pass (passes/) is a struct of what differs:
 //
 //   Args, Weight, Out, A                     its arguments (standardize.h), the tensors' element types,
 //                                            and the type that it computes in
 //   kResident                                threads that a multiprocessor has to hold at once, which
-//                                            limits the registers of each
+//                                            limits the registers of each (launch/tiers.h)
 //   needs_sum(args)                          whether sum_g is wanted without center too
-//   load(args, row)                          a row's element of each vector that it reads
-//   factors(moments, vectors, args, row, writes)  the scalars of a row; with `writes`, this thread is
-//                                            to store what the pass writes of them
+//   load(args, row)                          Vectors: a row's element of each vector that it reads
+//   factors(moments, vectors, args,          Factors: the scalars of a row; with `writes`, this thread
+//           row, writes)                     is to store what the pass writes of them
 //   apply(factors, x, ...)                   x, ...: one column's element of each input; result n of
 //                                            that column replaces input n
 #pragma once
@@ -59,8 +59,8 @@ __device__ __forceinline__ Row<ResultOf<Pass, n>, Index> result_row(const typena
   return {args.operands[n].data, row, args.shape, args.operands[n].strides};
 }
 
-// The words that a thread holds of kRows rows of one input. Inputs are structs of their own: nvcc keeps an
-// array of all inputs in memory, for 10.0 and later.
+// The words that a thread holds of kRows rows of one input. Each input has a struct of its own: nvcc
+// keeps an array of all inputs in memory, for 10.0 and later.
 template <class T, int kRows, int kElements, int kGroup>
 struct Words {
   Word<T, kGroup> words[kRows][kElements / kGroup];
@@ -82,9 +82,9 @@ struct Elements {
   }
 };
 
-// The columns from `begin` to `end` of a team's rows, of which the first is number `row`: kRows of them,
-// or `count` where fewer are left. from(n, k) is input n of the k-th, and to(n, k) its result n. All
-// loads are under way before the first is waited for.
+// The columns from `begin` to `end` of a team's rows, of which the first is number `row`: kRows of
+// them, or `count` where fewer are left. from(n, k) is input n of the k-th, and to(n, k) its result n.
+// All loads are under way before the first is waited for: words, then elements, never one of each.
 template <class Pass, int kElements, int kRows, int kGroup, bool kGlobal, class Team, class From,
           class To, int... n>
 __device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Team& team,
@@ -133,88 +133,92 @@ __device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Te
   unpack_all(read_input(std::integral_constant<int, n>())...);
 }
 
-// The same number, but the compiler does not know it: what is found by it is read again, and is not kept
+// The same number, but the compiler does not know that: what is found by it is read again, and not kept
 // in registers until then.
 __device__ __forceinline__ int again(int number) {
   asm volatile("" : "+r"(number));
   return number;
 }
 
-// The rows of a block that are one stretch of every tensor.
+// The rows of a block of entry number i, which are one stretch of every tensor.
 template <class Args>
 struct FlatRows {
   const Args& args;
   int64_t first;
   int count, cols;
 
-  __device__ FlatRows(const Entry<Args>& entry, uint32_t block)
-      : args(entry.args),
-        first(static_cast<int64_t>(block) * entry.rows),
-        count(static_cast<int>(args.shape.rows - first < entry.rows ? args.shape.rows - first
-                                                                    : entry.rows)),
+  template <class Batch>
+  __device__ FlatRows(const Batch& batch, int i)
+      : args(batch.entries[i].args),
+        first(batch.first_row(i)),
+        count(static_cast<int>(std::min<int64_t>(args.shape.rows - first, batch.entries[i].rows))),
         cols(static_cast<int>(args.shape.cols)) {}
 };
 
-template <class Pass, int kTier, class Entries, int... n>
-__device__ __forceinline__ void work_on_flat_block(const Entries& entries, int entry,
-                                                   uint32_t block,
+template <class Pass, int kTier, class Batch, int... n>
+__device__ __forceinline__ void work_on_flat_block(const Batch& batch, int i,
                                                    std::integer_sequence<int, n...> inputs) {
   using Args = typename Pass::Args;
   using A = typename Pass::A;
   constexpr Tier tier = Tiers<Pass>::list[kTier];
   constexpr int kVec = Tiers<Pass>::kVec;
-  const auto rows_again = [&] { return FlatRows<Args>(entries[again(entry)], block); };
+  // Between the loads, a team's row and the stores, registers are for the row.
+  const auto rows_again = [&] { return FlatRows<Args>(batch, again(i)); };
   const auto input = [](auto number, const FlatRows<Args>& rows) {
     const auto row = input_row<Pass, int32_t, number()>(rows.args, rows.first);
     return Stretch<InputOf<Pass, number()>, A, kVec>(row.data, rows.count * rows.cols);
   };
-  A* tiles[kInputs<Args>];  // each input's first element, in shared memory
-  const auto put = [&](const FlatRows<Args>& rows, const auto&... loaded) {
-    ((tiles[n] = input(std::integral_constant<int, n>(), rows)
-                     .template put<kTile<A>>(loaded, shared_tile<A, kTile<A> + kVec, n>())),
+  const auto tile_of = [](auto number) { return shared_tile<A, kTile<A> + kVec, number()>(); };
+  int phases[kInputs<Args>];  // where each input begins in its tile
+  const auto put = [&](auto number, const auto& stretch, const auto& loaded) {
+    stretch.template put<kTile<A>>(loaded, tile_of(number));
+    phases[number] = stretch.phase;
+  };
+  const auto put_all = [&](const FlatRows<Args>& rows, const auto&... loaded) {
+    (put(std::integral_constant<int, n>(), input(std::integral_constant<int, n>(), rows), loaded),
      ...);
   };
   {
-    const FlatRows<Args> rows(entries[entry], block);
-    put(rows, input(std::integral_constant<int, n>(), rows).template load_all<kTile<A>>()...);
+    const FlatRows<Args> rows(batch, i);
+    put_all(rows, input(std::integral_constant<int, n>(), rows).template load_all<kTile<A>>()...);
   }
   __syncthreads();
   Team<tier.team> team;
 #pragma unroll 1
-  for (int i = team.index;; i += tier.threads() / tier.team) {
+  for (int row = team.index;; row += tier.threads() / tier.team) {
     const FlatRows<Args> rows = rows_again();
-    if (i >= rows.count) break;
+    if (row >= rows.count) break;
     const auto at = [&](auto number, int) {
-      return Row<A, int32_t>(tiles[number] + i * rows.cols);
+      return Row<A, int32_t>(tile_of(number) + phases[number] + row * rows.cols);
     };
-    work_on_rows<Pass, tier.elements, 1, 1, false>(rows.args, team, rows.first + i, 1, 0, rows.cols,
-                                                   at, at, inputs);
+    work_on_rows<Pass, tier.elements, 1, 1, false>(rows.args, team, rows.first + row, 1, 0,
+                                                   rows.cols, at, at, inputs);
   }
   __syncthreads();
   const FlatRows<Args> rows = rows_again();
   unroll<Args::kResults>([&](auto number) {
     const auto row = result_row<Pass, int32_t, number()>(rows.args, rows.first);
     const Stretch<ResultOf<Pass, number()>, A, kVec> result(row.data, rows.count * rows.cols);
-    result.template store_from<kTile<A>>(tiles[number], input(number, rows).phase == result.phase);
+    result.template store_from<kTile<A>>(tile_of(number) + phases[number],
+                                         phases[number] == result.phase);
   });
 }
 
-// Block number `block` of an entry.
-template <class Pass, int kTier, class Entries>
-__device__ __forceinline__ void work_on_block(const Entries& entries, int entry, uint32_t block) {
+// A block of entry number i.
+template <class Pass, int kTier, class Batch>
+__device__ __forceinline__ void work_on_block(const Batch& batch, int i) {
   constexpr Tier tier = Tiers<Pass>::list[kTier];
   constexpr InputsOf<Pass> inputs;
   if constexpr (tier.access == Access::kFlat) {
-    work_on_flat_block<Pass, kTier>(entries, entry, block, inputs);
+    work_on_flat_block<Pass, kTier>(batch, i, inputs);
   } else {
     constexpr int kGroup = tier.access == Access::kVector ? Tiers<Pass>::kVec : 1;
-    const auto& args = entries[entry].args;
+    const auto& args = batch.entries[i].args;
     Team<tier.team> team;
-    const int64_t row =
-        static_cast<int64_t>(block) * entries[entry].rows + team.index * tier.team_rows;
+    const int64_t row = batch.first_row(i) + team.index * tier.team_rows;
     const int64_t left = args.shape.rows - row;
     if (left <= 0) return;
-    const int count = static_cast<int>(left < tier.team_rows ? left : tier.team_rows);
+    const int count = static_cast<int>(std::min<int64_t>(left, tier.team_rows));
     work_on_rows<Pass, tier.elements, tier.team_rows, kGroup, true>(
         args, team, row, count, 0, static_cast<int32_t>(args.shape.cols),
         [&](auto n, int k) { return input_row<Pass, int32_t, n()>(args, row + k); },
@@ -226,10 +230,8 @@ template <class Pass, int kThreads, int kBytes>
 __global__ void __launch_bounds__(kThreads, Pass::kResident / kThreads)
     batch_kernel(const __grid_constant__ Batch<typename Pass::Args, kBytes> batch) {
   const int i = batch.entry_of(blockIdx.x);
-  const uint32_t block = blockIdx.x - batch.first_block[i];
-  with_tier<Tiers<Pass>, kThreads>(batch.entries[i].tier, [&](auto tier) {
-    work_on_block<Pass, tier()>(batch.entries, again(i), block);
-  });
+  with_tier<Tiers<Pass>, kThreads>(batch.entries[i].tier,
+                                   [&](auto tier) { work_on_block<Pass, tier()>(batch, i); });
 }
 
 // Rows that a cluster of blocks shares.

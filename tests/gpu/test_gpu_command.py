@@ -73,7 +73,7 @@ pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
 print("3 passed in 1.00s", flush=True)
 time.sleep(600)
 """
-    result = run(tmp_path, text, limit=2, seconds=2)
+    result = run(tmp_path, text, limit=5, seconds=5)
     assert result.status == "timed out"
     assert re.fullmatch(r"stopped after \d s; 3 passed in 1.00s", result.detail)
     child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
@@ -99,7 +99,7 @@ try:
 except KeyboardInterrupt:
     print("1 failed, 3 passed in 2.00s")
 """
-    result = run(tmp_path, text, limit=2, seconds=2)
+    result = run(tmp_path, text, limit=5, seconds=5)
     assert result.status == "timed out"
     assert re.fullmatch(r"stopped after \d s; 1 failed, 3 passed in 2.00s", result.detail)
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]

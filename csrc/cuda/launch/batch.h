@@ -8,8 +8,8 @@
 
 namespace ws {
 
-// The sizes of a kernel's parameter: of a weight or a few, small because every launch copies all of it;
-// and what CUDA allows, from toolkit and driver 12.1 on.
+// The sizes of a kernel's parameter: for a few weights, small because a launch copies all of it; and
+// what CUDA allows, from toolkit and driver 12.1 on.
 constexpr int kSmallBytes = 1024;
 #if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1201
 constexpr int kLargeBytes = 4096;
@@ -45,10 +45,14 @@ struct Batch {
     }
     return low;
   }
+  // The first of the rows that a block of entry number i works on.
+  __device__ __forceinline__ int64_t first_row(int i) const {
+    return static_cast<int64_t>(blockIdx.x - first_block[i]) * entries[i].rows;
+  }
 };
 
-// One weight whose rows are shared by blocks. Split rows take a launch for the moments of every chunk of
-// columns, then one that combines a row's and applies them.
+// One weight whose rows are shared by blocks, of a cluster or not. Split rows take a launch for the
+// moments of every chunk of columns, then one that combines a row's and applies them.
 template <class Args>
 struct Split {
   Args args;
@@ -68,8 +72,8 @@ struct Split {
   }
 };
 
-// Blocks that keep all multiprocessors busy: four of 256 threads on each of 132. A split weight has no
-// more than that need, because each of a row's blocks combines the moments of all of them.
+// Blocks that keep all multiprocessors busy: four of 256 threads on each of 132. Rows are not split into
+// more than that takes, because each of a row's blocks combines the moments of all of them.
 constexpr int kMaxChunks = 4 * 132;
 
 }  // namespace ws

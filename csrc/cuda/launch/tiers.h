@@ -1,11 +1,14 @@
 // The launch tables: which threads work on which rows, and how they reach memory.
 //
-// A thread holds 16 to 36 elements of an input in every tier, and all tiers of a pass are content with the
-// same registers: so a multiprocessor always has the same threads (Pass::kResident), enough bytes of
-// theirs are in flight, and one kernel has all tiers of a size of block. Short rows share a block, and a
-// team takes several of them at a time; a warp needs no barrier, so it goes as far as 32 elements a
-// thread do; beyond 36, blocks are larger instead. A row that a block of 512 does not hold has a cluster
-// of them, where the chip has clusters that hold it, and is split over blocks otherwise.
+// A thread holds 24 to 36 elements of an input in nearly every tier, and all tiers of a pass are content
+// with the same registers: a multiprocessor always has the same threads (Pass::kResident), whose loads
+// keep memory busy, and one kernel has all tiers of a size of block. Short rows share a block, and a
+// team takes two of them at a time; a warp needs no barrier, so it goes as far as 32 elements a thread
+// do; beyond 36, blocks are larger, and beyond 256 threads a cluster of blocks shares the row. Without
+// clusters a block of 512 does; what nothing holds is split over blocks.
+//
+// A pass over a flat row costs its team a few hundred instructions whatever its length: the tiers are
+// such that a block's teams, with 8 KB of rows, take one pass or little more.
 #pragma once
 
 #include <cstdint>
@@ -46,9 +49,9 @@ struct Tiers {
       {"split row", Access::kVector, Form::kSplit, 256, 8 * n, 1},
       {"flat, thread", Access::kFlat, Form::kRows, 1, 9, 1},
       {"flat, thread", Access::kFlat, Form::kRows, 1, 14 * n - 1, 1},
-      {"flat, sub-warp", Access::kFlat, Form::kRows, 2, 14 * n - 1, 1},
-      {"flat, sub-warp", Access::kFlat, Form::kRows, 4, 14 * n - 1, 1},
-      {"flat, sub-warp", Access::kFlat, Form::kRows, 8, 14 * n - 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 2, 12 * n + 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 4, 12 * n + 1, 1},
+      {"flat, sub-warp", Access::kFlat, Form::kRows, 8, 10 * n, 1},
       {"flat, warp", Access::kFlat, Form::kRows, 32, 12 * n, 1},
       {"scalar sub-warp", Access::kScalar, Form::kRows, 8, 4 * n, 2},
       {"scalar warp", Access::kScalar, Form::kRows, 32, 8 * n, 1},

@@ -59,7 +59,7 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
       if (center) moments[k].m = pivot[k] + sums[k * kFirst] * inv_n;
       if constexpr (kGrad) {
         moments[k].sum_g = sums[k * kFirst + 1];
-        if (center) moments[k].mg = moments[k].sum_g * inv_n;
+        if (center) moments[k].mg = moments[k].sum_g / n;  // exactly what a constant g is
       }
     }
   }

@@ -79,9 +79,9 @@ struct Stretch {
     return loaded;
   }
 
-  // tile[phase + i] = data[i]. Returns where data[0] is.
+  // tile[phase + i] = data[i].
   template <int kElements>
-  __device__ __forceinline__ A* put(const Loaded<kElements>& loaded, A* tile) const {
+  __device__ __forceinline__ void put(const Loaded<kElements>& loaded, A* tile) const {
     each<kElements>(
         [&](int first, int i) {
           A values[kGroup];
@@ -93,7 +93,6 @@ struct Stretch {
         [&](int element, bool at_head) {
           unpack<T, 1>(at_head ? loaded.head : loaded.tail, tile + phase + element);
         });
-    return tile + phase;
   }
 
   // data[i] = tile[i], which has its vectors aligned if `aligned`.
