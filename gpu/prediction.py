@@ -5,14 +5,17 @@ A launch works on one weight, or on all weights of a list that share a kernel: e
 
     B   blocks; w = B / (S R) waves of them, where R blocks fit each of S multiprocessors
     b   bytes that a block reads and writes
-    L   life of a block = launch + prologue + latency + sums + scalars + store
+    L   life of a block = launch + prologue + latency + sums + scalars + store, of its first tile
+    l   the same of all its tiles, if it is a part of a row with many
     i   time that a multiprocessor needs to issue a block's instructions: of flat rows, which have
         so many of them for a byte
 
 With n = sum of B / S blocks a multiprocessor, and u = ceil(n) / n for the one that has the most:
 
     T_memory = B b / bandwidth                what memory takes: bandwidth is a copy's
-    T_waves  = w L (1 - 1 / sum of w)         blocks that wait for a place; 0 up to one wave
+    T_waves  = w l (1 - 1 / sum of w) + l - L + T_memory / R
+                                              blocks that wait for a place: R others have it, also
+                                              while memory moves theirs. Up to one wave l - L
     T_link   = u B b / (S link)               what a multiprocessor moves at most
     T_issue  = u B i / S
 
@@ -65,7 +68,7 @@ class Constants:
     pass_element: float = constant(10.5, "instructions an element", COUNTED)
     pass_halving: float = constant(5, "instructions a halving of the team", COUNTED)
     pass_backward: float = constant(1.8, "x forward", COUNTED)
-    p: float = constant(4, "", ESTIMATE)
+    p: float = constant(6, "", ESTIMATE)
 
     @property
     def copy(self) -> float:
@@ -144,7 +147,8 @@ class Part(NamedTuple):
     held: float  # bytes of inputs that a block has in flight
     moved: float  # B b
     cached: float  # bytes of them that the second-level cache has
-    life: float  # L, us
+    first: float  # L, us
+    life: float  # l, us
     issue: float  # i, us
 
 
@@ -216,17 +220,18 @@ def parts_of(
     if plan["form"] == "split":  # of each weight, two launches of its own
         cached = read if read <= chip.cache * 1e6 / 2 else 0
         more = math.ceil(of_block / (team * plan["elements"])) - 1  # tiles after the first
-        first = start + c.latency + sums + more * max(c.latency, sums)
-        second = start + max(c.latency, c.combine) + c.scalars + c.store + more * c.latency
-        return [
-            Part(("moments", index), moved=read, cached=0, life=first, **common),
-            Part(("apply", index), moved=read + written, cached=cached, life=second, **common),
-        ]
+        moments = start + c.latency + sums
+        common["life"] = moments + more * max(c.latency, sums)
+        parts = [Part(("moments", index), moved=read, cached=0, first=moments, **common)]
+        apply = start + max(c.latency, c.combine) + c.scalars + c.store
+        common["life"] = apply + more * c.latency
+        moved = {"moved": read + written, "cached": cached}
+        return [*parts, Part(("apply", index), first=apply, **moved, **common)]
     life = start + c.latency + passes * (sums + c.scalars) + c.store
     launch = ("rows", plan["threads"])
     if plan["form"] == "cluster":
         launch, life = ("cluster", index), life + c.cluster
-    return [Part(launch, moved=read + written, cached=0, life=life, **common)]
+    return [Part(launch, moved=read + written, cached=0, first=life, life=life, **common)]
 
 
 def launch_us(parts: list[Part], chip: Chip, c: Constants) -> float:
@@ -234,11 +239,13 @@ def launch_us(parts: list[Part], chip: Chip, c: Constants) -> float:
     each = sum(part.blocks for part in parts) / chip.multiprocessors
     uneven = math.ceil(each) / each
     waiting = max(0, 1 - 1 / waves_of(parts, chip))
-    us = c.node + max(part.life for part in parts)
+    us = c.node + max(part.first for part in parts)
     for part in parts:
+        memory = (part.moved - part.cached * (1 - 1 / c.cached)) / (chip.bandwidth * 1e6)
+        waves = waves_of([part], chip) * part.life * waiting + part.life - part.first
         terms = (
-            (part.moved - part.cached * (1 - 1 / c.cached)) / (chip.bandwidth * 1e6),
-            waves_of([part], chip) * part.life * waiting,
+            memory,
+            waves + (memory / part.resident if waiting else 0),
             uneven * part.moved / chip.multiprocessors / (c.link * 1e3),
             uneven * part.blocks / chip.multiprocessors * part.issue,
         )

@@ -9,7 +9,6 @@
 //                                            and the type that it computes in
 //   kResident                                threads that a multiprocessor has to hold at once, which
 //                                            limits the registers of each (launch/tiers.h)
-//   needs_sum(args)                          whether sum_g is wanted without center too
 //   load(args, row)                          Vectors: a row's element of each vector that it reads
 //   factors(moments, vectors, args,          Factors: the scalars of a row; with `writes`, this thread
 //           row, writes)                     is to store what the pass writes of them
@@ -92,41 +91,41 @@ __device__ __forceinline__ void work_on_rows(const typename Pass::Args& args, Te
                                              From from, To to, std::integer_sequence<int, n...>) {
   using Args = typename Pass::Args;
   using A = typename Pass::A;
-  const auto has = [&](int k) { return k == 0 || k < count; };  // the first row is there
-  Columns<Team::kThreads, kGroup, int32_t> columns[kRows];
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) columns[k] = {team.thread * kGroup, has(k) ? end : 0};
+  const Columns<Team::kThreads, kGroup, int32_t> columns = {team.thread * kGroup, end};
+  // In the place of a row that is not there, the first one is worked on again, and not written.
+  const auto there = [&](int k) { return k == 0 || k < count ? k : 0; };
   const auto read_input = [&](auto input) {
     Words<typename decltype(from(input, 0))::Element, kRows, kElements, kGroup> loaded;
 #pragma unroll
     for (int k = 0; k < kRows; ++k)
-      read<kGlobal>(from(input, k), columns[k], begin, loaded.words[k]);
+      read<kGlobal>(from(input, there(k)), columns, begin, loaded.words[k]);
     return loaded;
   };
-  A pivot[kRows];
+  A pivot[kInputs<Args>][kRows];
   typename Pass::Vectors vectors[kRows];
   const auto work = [&](auto&&... inputs) {
     A(*const x[])[kElements] = {inputs.elements...};
     Moments<A> moments[kRows];
     find_moments(team, x, columns, begin, pivot, static_cast<A>(args.shape.cols),
-                 args.formula.center, Pass::needs_sum(args), moments);
-    if constexpr (!kGlobal) team.sync();  // before a pivot is overwritten, which all threads read
+                 args.formula.center, moments);
+    if constexpr (!kGlobal) team.sync();  // before pivots are overwritten, which all threads read
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (!has(k)) break;
+      if (k > 0 && k >= count) break;
       const bool writes = begin == 0 && team.thread == 0;
       const auto by = Pass::factors(moments[k], vectors[k], args, row + k, writes);
 #pragma unroll
       for (int i = 0; i < kElements; ++i) Pass::apply(by, inputs.elements[k][i]...);
       unroll<Args::kResults>(
-          [&](auto result) { write<kGlobal>(to(result, k), columns[k], begin, x[result][k]); });
+          [&](auto result) { write<kGlobal>(to(result, k), columns, begin, x[result][k]); });
     }
   };
   const auto unpack_all = [&](const auto&... loaded) {
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      pivot[k] = has(k) ? widen(from(std::integral_constant<int, 0>(), k).data[0]) : A(0);
-      if (has(k)) vectors[k] = Pass::load(args, row + k);
+      unroll<kInputs<Args>>(
+          [&](auto input) { pivot[input][k] = widen(from(input, there(k)).data[0]); });
+      vectors[k] = Pass::load(args, row + there(k));
     }
     work(Elements<A, kRows, kElements>(loaded)...);
   };
@@ -230,8 +229,8 @@ template <class Pass, int kThreads, int kBytes>
 __global__ void __launch_bounds__(kThreads, Pass::kResident / kThreads)
     batch_kernel(const __grid_constant__ Batch<typename Pass::Args, kBytes> batch) {
   const int i = batch.entry_of(blockIdx.x);
-  with_tier<Tiers<Pass>, kThreads>(batch.entries[i].tier,
-                                   [&](auto tier) { work_on_block<Pass, tier()>(batch, i); });
+  with_tier<Tiers<Pass>, kThreads>(
+      batch.entries[i].tier, [&](auto tier) { work_on_block<Pass, tier()>(batch, again(i)); });
 }
 
 // Rows that a cluster of blocks shares.
@@ -265,17 +264,17 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
   const Args& args = split.args;
   Team<tier.team> team;
   const int64_t row = split.row(), begin = split.begin(), end = split.end();
-  const Columns<tier.team, kGroup, int64_t> columns[1] = {{team.thread * kGroup, end}};
+  const Columns<tier.team, kGroup, int64_t> columns = {team.thread * kGroup, end};
   auto* const parts = static_cast<Moments<A>*>(split.moments);
   const auto read_input = [&](auto input, int64_t tile) {
     Words<InputOf<Pass, input()>, 1, tier.elements, kGroup> loaded;
-    read<kApply>(input_row<Pass, int64_t, input()>(args, row), columns[0], tile, loaded.words[0]);
+    read<kApply>(input_row<Pass, int64_t, input()>(args, row), columns, tile, loaded.words[0]);
     return loaded;
   };
   const auto work = [&](auto... loaded) {
     Moments<A> moments;
     [[maybe_unused]] typename Pass::Factors by;
-    [[maybe_unused]] A pivot[1];
+    [[maybe_unused]] A pivot[kInputs<Args>][1];
     if constexpr (kApply) {
       const auto vectors = Pass::load(args, row);
       moments =
@@ -283,7 +282,9 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
                   [&](int chunk) { return split.cols_of(chunk); });
       by = Pass::factors(moments, vectors, args, row, begin == 0 && team.thread == 0);
     } else {
-      pivot[0] = widen(input_row<Pass, int64_t, 0>(args, row).data[0]);
+      unroll<kInputs<Args>>([&](auto input) {
+        pivot[input][0] = widen(input_row<Pass, int64_t, input()>(args, row).data[0]);
+      });
     }
     const auto work_on_tile = [&](int64_t tile, auto&&... inputs) {
       A(*const x[])[tier.elements] = {inputs.elements...};
@@ -292,14 +293,12 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
 #pragma unroll
         for (int i = 0; i < tier.elements; ++i) Pass::apply(by, inputs.elements[0][i]...);
         unroll<Args::kResults>([&](auto result) {
-          write<true>(result_row<Pass, int64_t, result()>(args, row), columns[0], tile,
-                      x[result][0]);
+          write<true>(result_row<Pass, int64_t, result()>(args, row), columns, tile, x[result][0]);
         });
       } else {
         const A cols = static_cast<A>(end - tile < kStep ? end - tile : kStep);
         Moments<A> part[1];
-        find_moments(team, x, columns, tile, pivot, cols, args.formula.center,
-                     Pass::needs_sum(args), part);
+        find_moments(team, x, columns, tile, pivot, cols, args.formula.center, part);
         if (tile == begin) {
           moments = part[0];
         } else {

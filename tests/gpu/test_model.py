@@ -40,13 +40,13 @@ def plan(blocks, resident, threads=128, access="vector", form="rows", **more):
         # Half of the multiprocessors have a block, and no more than one.
         ("64x18432", "forward", plan(64, 1, threads=512), H200, 0.70, 0.82),
         ("64x18432", "forward", plan(64, 1, threads=512), H100, 0.78, 0.88),
-        # Two launches, 12 bytes an element. The first one held two blocks, which a plan cannot say.
+        # Two launches, 12 bytes an element. The second one held one block, which a plan cannot say.
         (
             "64x65536",
             "forward",
-            plan(512, 1, threads=512, form="split", chunks=8, elements=16),
+            plan(512, 2, threads=512, form="split", chunks=8, elements=16),
             H200,
-            0.50,
+            0.55,
             0.68,
         ),
         # Flat rows: six passes over 81 rows of 25, four over 13 of 147.
@@ -134,12 +134,12 @@ FULL = 1 << 22  # rows
 EXCEPTIONS = {
     # Flat rows of 217: shared memory has 9 of them. Vector rows of 16: one of a thread's four
     # vectors. Scalar rows of 2049: 5 elements a thread, of 512 threads.
-    ("float32", "flat", "rows"): 47,
+    ("float32", "flat", "rows"): 46,
     ("float32", "vector", "rows"): 25,
     ("float32", "scalar", "rows"): 8,
     # A float64 takes the registers of two others, so entries hold half of the elements; and the row
     # that is an entry's shortest fills half of them.
-    ("float64", "flat", "rows"): 30,
+    ("float64", "flat", "rows"): 31,
     ("float64", "vector", "rows"): 16,
     ("float64", "vector", "cluster"): 37,
     ("float64", "scalar", "rows"): 8,
@@ -174,11 +174,11 @@ def test_bytes_in_flight_of_every_entry():
 # The fraction of a copy's speed that is predicted of the large weights: forward on an H200 and an
 # H100, backward on both.
 PREDICTED = {
-    "116512x9": (0.67, 0.75, 0.60, 0.71),
-    "41944x25": (0.78, 0.84, 0.72, 0.82),
-    "38840x27": (0.78, 0.84, 0.72, 0.82),
-    "21400x49": (0.77, 0.83, 0.72, 0.81),
-    "7136x147": (0.72, 0.81, 0.65, 0.77),
+    "116512x9": (0.68, 0.77, 0.61, 0.73),
+    "41944x25": (0.80, 0.85, 0.75, 0.84),
+    "38840x27": (0.80, 0.85, 0.75, 0.84),
+    "21400x49": (0.80, 0.85, 0.76, 0.84),
+    "7136x147": (0.78, 0.84, 0.71, 0.83),
     "16384x64": (0.83, 0.86, 0.83, 0.86),
     "1824x576": (0.83, 0.86, 0.83, 0.86),
     "912x1152": (0.79, 0.82, 0.77, 0.81),
@@ -186,19 +186,19 @@ PREDICTED = {
     "232x4608": (0.79, 0.82, 0.77, 0.81),
     "64x18432": (0.74, 0.78, 0.74, 0.78),
     "16x65536": (0.73, 0.77, 0.72, 0.77),
-    "466040x9": (0.71, 0.83, 0.62, 0.78),
-    "167776x25": (0.82, 0.91, 0.75, 0.88),
-    "155352x27": (0.82, 0.91, 0.75, 0.88),
-    "85600x49": (0.82, 0.91, 0.75, 0.88),
-    "28536x147": (0.79, 0.89, 0.72, 0.86),
+    "466040x9": (0.73, 0.87, 0.64, 0.81),
+    "167776x25": (0.86, 0.93, 0.79, 0.91),
+    "155352x27": (0.86, 0.93, 0.79, 0.91),
+    "85600x49": (0.87, 0.93, 0.80, 0.92),
+    "28536x147": (0.87, 0.93, 0.81, 0.92),
     "65536x64": (0.92, 0.94, 0.93, 0.95),
     "7288x576": (0.92, 0.94, 0.92, 0.95),
-    "3648x1152": (0.90, 0.93, 0.89, 0.92),
-    "1824x2304": (0.90, 0.93, 0.89, 0.92),
+    "3648x1152": (0.90, 0.93, 0.88, 0.92),
+    "1824x2304": (0.90, 0.93, 0.88, 0.92),
     "912x4608": (0.90, 0.93, 0.90, 0.93),
-    "232x18432": (0.87, 0.90, 0.88, 0.91),
-    "64x65536": (0.87, 0.90, 0.88, 0.91),
-    "1x16777216": (0.54, 0.57, 0.51, 0.54),
+    "232x18432": (0.87, 0.90, 0.87, 0.90),
+    "64x65536": (0.87, 0.90, 0.87, 0.90),
+    "1x16777216": (0.63, 0.64, 0.55, 0.57),
 }
 
 

@@ -47,16 +47,18 @@ inline cudaError_t allow_large_clusters(const void* kernel) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
-// Blocks of 256 threads that a cluster of the device can have, a power of two. 1 where there are no
-// clusters, also because the code is an older architecture's, compiled by the driver.
-inline int max_cluster(int device, const void* kernel) {
+// Blocks that a cluster of the device can have in a pass, a power of two. 1 where there are no clusters,
+// also because the code is an older architecture's, compiled by the driver.
+template <class Args>
+int max_cluster(int device) {
   constexpr int kDevices = 64;              // that are asked once
   static std::atomic<int> known[kDevices];  // 0: not asked yet
   if (device < kDevices && known[device] != 0) return known[device];
+  const auto* kernel = reinterpret_cast<const void*>(kernels_of(Args{}, kF32).cluster);
   cudaFuncAttributes attributes;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kMaxCluster);
-  config.blockDim = dim3(256);
+  config.blockDim = dim3(256);  // of a cluster kernel
   int blocks = 0, found = 1;
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
       allow_large_clusters(kernel) == cudaSuccess &&
@@ -74,8 +76,7 @@ int run(const Work<Args>* work, int64_t count, int device, void* stream_handle, 
   const OnDevice on(device);
   if (on.error() != cudaSuccess) return on.error();
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const auto cluster = kernels_of(Args{}, kF32).cluster;
-  Launches<Args> launches(work, count, max_cluster(device, reinterpret_cast<const void*>(cluster)));
+  Launches<Args> launches(work, count, max_cluster<Args>(device));
   cudaError_t error = cudaSuccess;
   const int64_t bytes = launches.workspace_bytes();
   void* workspace = nullptr;

@@ -21,10 +21,6 @@ struct BackwardPass {
     A m, mg, factor_w, factor_g, offset;
   };
 
-  static __device__ __forceinline__ bool needs_sum(const Backward& args) {
-    return args.vectors[Backward::kGradShift] != nullptr;
-  }
-
   static __device__ __forceinline__ Vectors load(const Backward& args, int64_t row) {
     const auto* const gain = static_cast<const W*>(args.vectors[Backward::kGain]);
     return {gain ? widen(gain[row]) : A(1)};

@@ -27,8 +27,6 @@ struct ForwardPass {
     return {gain ? widen(gain[row]) : A(1), shift ? widen(shift[row]) : A(0)};
   }
 
-  static __device__ __forceinline__ bool needs_sum(const Forward&) { return false; }
-
   static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Vectors& by,
                                                     const Forward& args, int64_t, bool) {
     const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);

@@ -1,12 +1,13 @@
 // The sums of rows, or of parts of rows: what a pass needs to know before it writes.
 //
-//   1  m = pivot + sum(w - pivot) / n              mg = sum(g) / n
+//   1  m = pivot + sum(w - pivot) / n              mg likewise of g, about a pivot of its own
 //   2  r = sum(w - m) / n                          rg = sum(g - mg) / n
 //      squares = sum((w - m)^2) - n r^2            dot = sum((w - m)(g - mg)) - n r rg
+//                                                  sum_g = n mg + sum(g - mg)
 //
-// m + r is the mean: two numbers, whose sum would lose the digits of a small r. The pivot is the
-// row's first element. It makes the mean of a constant row exactly its value, so that w - m, r and
-// squares are 0. With center = false, m, mg, r and rg are 0.
+// m + r is the mean: two numbers, whose sum would lose the digits of a small r. A pivot is the row's
+// first element. It makes the mean of a constant row exactly its value, so that w - m, r and squares
+// are 0; and of a constant gradient dot and g - mg. With center = false, m, mg, r and rg are 0.
 //
 // Two parts of n and n' elements, at a distance e = (m' - m) + r' - r, and eg likewise, have together
 //
@@ -28,39 +29,36 @@ struct Moments {
 };
 
 // Of kRows rows of n elements at once, which their team holds in registers: x[0] is w and, where
-// there is another, x[1] is g. sum_g is found if center or with_sum.
+// there is another, x[1] is g; pivot likewise.
 template <class Team, int kTeam, int kCount, int kRows, int kElements, int kGroup, class A,
           class Index>
 __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])[kElements],
-                                             const Columns<kTeam, kGroup, Index> (&columns)[kRows],
-                                             Index tile, const A (&pivot)[kRows], A n, bool center,
-                                             bool with_sum, Moments<A> (&moments)[kRows]) {
+                                             const Columns<kTeam, kGroup, Index>& columns,
+                                             Index tile, const A (&pivot)[kCount][kRows], A n,
+                                             bool center, Moments<A> (&moments)[kRows]) {
   constexpr bool kGrad = kCount > 1;
   constexpr int kFirst = kGrad ? 2 : 1, kSecond = kGrad ? 4 : 2;
   const auto w = x[0], g = x[kGrad];
   // Its rounding matters as little as that of m: r is what both have left over, and much smaller. And
-  // where it is divided by does not wait for the sums.
+  // a division here does not wait for the sums.
   const A inv_n = A(1) / n;
-  if (center || with_sum) {
+  if (center) {
     A sums[kRows * kFirst] = {};
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
-        if (columns[k].has(tile, i)) {
-          sums[k * kFirst] += w[k][i] - pivot[k];
-          if constexpr (kGrad) sums[k * kFirst + 1] += g[k][i];
+        if (columns.has(tile, i)) {
+          sums[k * kFirst] += w[k][i] - pivot[0][k];
+          if constexpr (kGrad) sums[k * kFirst + 1] += g[k][i] - pivot[1][k];
         }
       }
     }
     team.sum(sums);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (center) moments[k].m = pivot[k] + sums[k * kFirst] * inv_n;
-      if constexpr (kGrad) {
-        moments[k].sum_g = sums[k * kFirst + 1];
-        if (center) moments[k].mg = moments[k].sum_g / n;  // exactly what a constant g is
-      }
+      moments[k].m = pivot[0][k] + sums[k * kFirst] * inv_n;
+      if constexpr (kGrad) moments[k].mg = pivot[1][k] + sums[k * kFirst + 1] * inv_n;
     }
   }
 
@@ -69,7 +67,7 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
   for (int k = 0; k < kRows; ++k) {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
-      if (columns[k].has(tile, i)) {
+      if (columns.has(tile, i)) {
         const A dw = w[k][i] - moments[k].m;
         sums[k * kSecond] += dw;
         sums[k * kSecond + 1] += dw * dw;
@@ -90,6 +88,7 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
     moments[k].squares = isinf(squares) ? squares : squares - n * moments[k].r * moments[k].r;
     if constexpr (kGrad) {
       moments[k].rg = center ? sums[k * kSecond + 2] * inv_n : A(0);
+      moments[k].sum_g = n * moments[k].mg + sums[k * kSecond + 2];
       moments[k].dot = sums[k * kSecond + 3] - n * moments[k].r * moments[k].rg;
     }
   }
