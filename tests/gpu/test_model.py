@@ -132,8 +132,8 @@ IN_FLIGHT = 48
 FULL = 1 << 22  # rows
 # The least of what has fewer, by the weight's dtype, access and form.
 EXCEPTIONS = {
-    # Flat rows of 217: shared memory has 9 of them. Vector rows of 16: one of a thread's four
-    # vectors. Scalar rows of 2049: 5 elements a thread, of 512 threads.
+    # Flat rows: whole ones leave some of shared memory empty. Vector rows of 16: one of a thread's
+    # four vectors. Scalar rows of 2049: 5 elements a thread, of 512 threads.
     ("float32", "flat", "rows"): 46,
     ("float32", "vector", "rows"): 25,
     ("float32", "scalar", "rows"): 8,
