@@ -160,7 +160,13 @@ def run(stage: Stage, out: Path, architecture: str, limit: float) -> Result:
         begin = log.tell()
         streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, **streams, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=variables,
+            **streams,
+            start_new_session=True,
+            # not ignored, as a shell's background jobs have it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             code = process.wait(limit)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,15 @@ time.sleep(600)
     assert gone()
 
 
+@pytest.fixture
+def in_the_background():
+    """As a shell starts jobs with &: interrupts are ignored, also by their children."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_background")
 def test_interrupted_stage_says_what_it_has_found(tmp_path):
     text = f"""
 import pathlib, time
