@@ -8,9 +8,8 @@ namespace stand_in {
 
 constexpr int kMaxRecorded = 64;
 
-// What was launched: `kernels` are addresses, `blocks` and `clusters` the sizes of the grids and of the
-// clusters, and `tiers` the launch
-// table's entries in the order of their blocks, over all launches.
+// What was launched: `kernels` are addresses, `blocks` and `clusters` the sizes of the grids and of
+// their clusters, and `tiers` the launch table's entries in the order of their blocks, over all launches.
 struct Record {
   Loads loads;
   int64_t launches;

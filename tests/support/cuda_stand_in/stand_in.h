@@ -3,8 +3,8 @@
 // Blocks run one after another, a block's threads as fibers that take turns: each runs until it has
 // to wait for others, in a barrier or a shuffle. Once none can run on, whoever waits together goes
 // on together. Where threads wait for one that will never come, the launch ends with a message about
-// it, and so it does on an access that is not aligned. The blocks of a cluster take turns likewise, each in a thread of the
-// system's, so that shared memory, which is thread_local here, is each block's own (cluster.h).
+// it, and so it does on an access that is not aligned. The blocks of a cluster take turns likewise,
+// each in a thread of the system's: shared memory, thread_local here, is each block's own (cluster.h).
 //
 // What it does not show: races (a fiber is never interrupted), the memory model, and time.
 #pragma once
