@@ -2,7 +2,7 @@
 # What they need: python3 (3.10 to 3.14) and a C++17 compiler. Where no nvcc is found, NVIDIA's is taken
 # from its Python wheels (WS_CUDA=off: no CUDA library at all).
 #
-#   make test                            the fast tests; make test-all: all, thirteen minutes
+#   make test                            the fast tests; make test-all: all of them
 #   make test TORCH=torch==2.10.0        another PyTorch
 #   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
 #
@@ -25,7 +25,7 @@ ARGS ?=
 OUT ?= build/gpu
 GPU_PYTHON ?= python3.12
 GPU_ARCH ?= 9.0
-# Enough for GPUs from 8.0 on, and compiled in some three minutes; pip install builds for all.
+# Enough for GPUs from 8.0 on, and compiled in five minutes by two cores; pip install builds for all.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))

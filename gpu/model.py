@@ -18,7 +18,8 @@ from bench.common.run import write
 from bench.common.tables import Table
 from bench.common.terminal import print_table, print_text
 from bench.weights.measure import DTYPES
-from bench.weights.workloads import MODELS, model_workload, parse_shape, weight_workload
+from bench.weights.options import shape
+from bench.weights.workloads import MODELS, model_workload, weight_workload
 
 from .measured import Corrected, Measured, Run, correct, read
 from .prediction import BYTES, CHIPS, Call, Chip, Constants, Prediction, predict
@@ -52,14 +53,6 @@ class Found(NamedTuple):
     def short(self) -> float:
         """By how much the prediction misses the target, in hundredths as both are printed."""
         return max(0, round((self.target or 0) - self.prediction.of_copy, 2))
-
-
-def shape(text: str) -> str:
-    try:
-        parse_shape(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,8 @@ from .workloads import (
 SECTIONS = ("shapes", "models", "overhead")
 
 
-def _shape(text: str) -> str:
+def shape(text: str) -> str:
+    """An argument's type, whose error names the argument."""
     try:
         parse_shape(text)
     except ValueError as error:
@@ -42,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=shape,
         metavar="SHAPE",
         help=f"single weights, such as 512x128x3x3; default: {' '.join(SHAPES)}",
     )

@@ -138,6 +138,18 @@ def test_few_rows_take_larger_teams(kernels, direction):
 
 
 @both
+@pytest.mark.parametrize("max_cluster", [2, 8])  # of a small part of a GPU; where 16 do not fit
+def test_rows_beyond_a_chips_clusters_are_split(kernels, direction, max_cluster):
+    args = STRUCTS[direction]()
+    longest = max_cluster * 256 * 36
+    for cols, form in ((longest, "cluster"), (longest + 4, "split")):
+        args.shape = Shape(3, cols, cols)
+        plan = kernels.plan(direction, F32, args, max_cluster)
+        assert plan.form == form
+        assert form == "split" or plan.chunks == max_cluster
+
+
+@both
 def test_plan_of_very_large_weights(kernels, direction):
     # what memory would not hold, so that no product of sizes overflows before it has to
     args = STRUCTS[direction]()

@@ -253,8 +253,8 @@ def test_expected_accesses(name, needed, monkeypatch):
     ("name", "architecture", "allowed"),
     [
         # blocks of 128: two rows and one, dense or made of runs, and a flat stretch
-        (batch("6__halfS2_", 128), "sm_90", 2 * 2 + 2 * 1 + 1),
-        (batch("ff", 128, "12Backward"), "sm_90", 2 * 2 * 2 + 2 * 2 * 1 + 1),
+        (batch("6__halfS2_", 128), "sm_90", (1 + 2) + 2 + 1),
+        (batch("ff", 128, "12Backward"), "sm_90", (1 + 2 * 2) + 2 * 2 + 1),
         (split(8, apply=1), "sm_90", 2 * 2),  # a tile, and the next one
         (cluster, "sm_90", 2),
     ],

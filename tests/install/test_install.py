@@ -112,6 +112,9 @@ def test_cuda_library_opens_without_cuda():
         torch_ws._C.launch_plan(1, 1, direction="up")
     with pytest.raises(ValueError, match=r"weight must be float64, .* got int8"):
         torch_ws._C.launch_plan(1, 1, weight="int8")
+    for cluster in (0, 3, 32):
+        with pytest.raises(ValueError, match=f"cluster must be 1, 2, 4, 8 or 16, got {cluster}"):
+            torch_ws._C.launch_plan(1, 1, cluster=cluster)
 
 
 def build_ext(tmp_path, **environment):

@@ -167,11 +167,13 @@ def too_many_registers(kernel: Kernel) -> str | None:
 def too_many_waits(kernel: Kernel) -> str | None:
     """One for each tensor's row, dense or made of runs: what lies between those is another way.
 
-    Split rows have the same again for the next tile, and flat ones are a single stretch.
+    Of several rows all dense ways are one. Split rows have the same again for the next tile, and
+    flat ones are a single stretch.
     """
     inputs = 1 if kernel.signature[0] == "forward" else 2
     vector = entries_of(kernel)
-    allowed = sum(PATHS * e.rows * inputs * (2 if e.form == "split" else 1) for e in vector)
+    ways = [inputs * PATHS if e.rows == 1 else 1 + inputs * e.rows for e in vector]
+    allowed = sum(n * (2 if e.form == "split" else 1) for n, e in zip(ways, vector, strict=True))
     allowed += len(entries_of(kernel, "flat"))
     if vector and kernel.waits > allowed:
         return (
