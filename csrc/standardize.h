@@ -15,6 +15,9 @@
 //   dot         = sum((grad - mean(grad)) * (w - mean))     (center false: mean(grad) := 0)
 //   grad_gain   = s * dot                              grad_shift = sum(grad)
 //
+// Norms writes sum(grad_weight^2) of each row in the place of grad_weight. Update takes a step of an
+// optimizer with grad_weight (csrc/update.h) and makes the out of the weight that comes of it.
+//
 // Nothing is saved between the two but the weight: the backward kernels have each row in registers
 // or cache anyway, so they compute its statistics again, which costs no memory traffic.
 //
@@ -48,8 +51,11 @@ struct Numbers {
   double scale;
 };
 
-// The (weight, out) element types that have a kernel. grad has out's type; grad_weight, gain, shift
-// and their gradients have the weight's. Statistics are float32, for float64 weights float64.
+// The (weight, out) element types that have a kernel. grad has out's type, and where several have
+// been summed up, the weight's; grad_weight, gain, shift and their gradients have the weight's.
+// Statistics are float32, for float64 weights float64.
+//
+// Update has no kernels for 16-bit weights, and only Update has those of sums.
 enum Types : int32_t {
   kF64,
   kF32,
@@ -57,6 +63,8 @@ enum Types : int32_t {
   kBF16,
   kF32ToF16,
   kF32ToBF16,
+  kF32ToF16Sum,
+  kF32ToBF16Sum,
   kTypesCount,
 };
 
@@ -82,15 +90,20 @@ struct Operand {
   Strides strides;
 };
 
-// The passes' arguments: what tensors a pass has is said here alone. Operands and vectors are listed
-// results first. Result number n may lie where input number n does, since a row is read before it is
-// written. A vector [rows] of the weight's type may be null.
+// Whose type an operand's elements have.
+enum class Of : int32_t { kWeight, kOut, kGrad };
+
+// The passes' arguments: what tensors a pass has is said here alone. Of the operands, those before
+// kResults are written, and those from kFirstInput on are read: what is both is worked on in place.
+// One that is only written may lie where the input of its number does, if that is only read, since a
+// row is read before it is written. Vectors [rows] of the weight's type are listed results first, and
+// may be null.
 
 struct Forward {
   enum : int { kOut, kWeight, kOperands };
   enum : int { kGain, kShift, kVectors };
-  static constexpr int kResults = 1, kVectorResults = 0;
-  static constexpr bool kOfOut[kOperands] = {true, false};  // has out's type, and not the weight's
+  static constexpr int kResults = 1, kFirstInput = 1, kVectorResults = 0;
+  static constexpr Of kOf[kOperands] = {Of::kOut, Of::kWeight};
 
   Shape shape;
   Formula formula;
@@ -101,8 +114,8 @@ struct Forward {
 struct Backward {
   enum : int { kGradWeight, kWeight, kGrad, kOperands };
   enum : int { kGradGain, kGradShift, kGain, kVectors };
-  static constexpr int kResults = 1, kVectorResults = 2;
-  static constexpr bool kOfOut[kOperands] = {false, false, true};
+  static constexpr int kResults = 1, kFirstInput = 1, kVectorResults = 2;
+  static constexpr Of kOf[kOperands] = {Of::kWeight, Of::kWeight, Of::kGrad};
 
   Shape shape;
   Formula formula;
@@ -110,19 +123,69 @@ struct Backward {
   void* vectors[kVectors];
 };
 
-template <class Args>
-constexpr int kInputs = Args::kOperands - Args::kResults;
+struct Norms {
+  enum : int { kWeight, kGrad, kOperands };
+  enum : int { kSquaredNorm, kGradGain, kGradShift, kGain, kVectors };
+  static constexpr int kResults = 0, kFirstInput = 0, kVectorResults = 3;
+  static constexpr Of kOf[kOperands] = {Of::kWeight, Of::kGrad};
 
-// The bytes of an element, of a weight and of its out.
-constexpr int kElementBytes[kTypesCount][2] = {{8, 8}, {4, 4}, {2, 2}, {2, 2}, {4, 2}, {4, 2}};
+  Shape shape;
+  Formula formula;
+  Operand operands[kOperands];
+  void* vectors[kVectors];
+};
+
+// A step of torch.optim's SGD, Adam or AdamW for one weight (csrc/update.h). What the host may not
+// know yet is a pointer to one number in the device's memory, or null.
+struct Rule {
+  double lr, weight_decay;
+  double momentum, dampening;  // SGD's
+  double beta1, beta2, eps;    // Adam's
+  double clip, clip_eps;       // adaptive gradient clipping; clip 0: none
+  bool adam;
+  bool nesterov;   // SGD's
+  bool decoupled;  // AdamW's weight decay
+  bool maximize;
+  bool is_first;            // SGD: there is no momentum yet, whatever its memory holds
+  bool is_true;             // grad is that of the weight itself, and not of its out
+  const float* lr_at;       // in the place of lr
+  const float* step;        // Adam: the number of the step, from 1
+  const float* factor;      // multiplies the gradient
+  const float* grad_scale;  // divides it
+  const float* found_inf;   // if not 0, nothing is written
+};
+
+struct Update {
+  // kOut: what the updated weight standardizes to. kFirst: SGD's momentum_buffer or Adam's exp_avg;
+  // kSecond, kLargest: exp_avg_sq and max_exp_avg_sq. Null is what the rule lacks.
+  enum : int { kOut, kWeight, kFirst, kSecond, kLargest, kGrad, kOperands };
+  // kGain: of the out that grad is the gradient of; kNewGain, kNewShift: of the new one
+  enum : int { kGain, kNewGain, kNewShift, kVectors };
+  static constexpr int kResults = 5, kFirstInput = 1, kVectorResults = 0;
+  static constexpr Of kOf[kOperands] = {Of::kOut,    Of::kWeight, Of::kWeight,
+                                        Of::kWeight, Of::kWeight, Of::kGrad};
+
+  Shape shape;
+  Formula formula;
+  Operand operands[kOperands];
+  void* vectors[kVectors];
+  Rule rule;
+};
+
+template <class Args>
+constexpr int kInputs = Args::kOperands - Args::kFirstInput;
+
+// The bytes of an element, by Types and Of.
+constexpr int kElementBytes[kTypesCount][3] = {{8, 8, 8}, {4, 4, 4}, {2, 2, 2}, {2, 2, 2},
+                                               {4, 2, 2}, {4, 2, 2}, {4, 2, 4}, {4, 2, 4}};
 
 template <class Args>
 constexpr int bytes_of(Types types, int operand) {
-  return kElementBytes[types][Args::kOfOut[operand]];
+  return kElementBytes[types][static_cast<int>(Args::kOf[operand])];
 }
 
 // One weight of a call that takes many.
-template <class Args>  // Forward or Backward
+template <class Args>
 struct Work {
   Types types;
   const Args* args;

@@ -38,6 +38,7 @@ void move_rows(T* memory, T* buffer, const Shape& shape, const Strides& strides,
 template <bool kGather>
 void move_rows(int bytes, const Operand& tensor, void* buffer, const Shape& shape, int64_t row,
                int64_t rows) {
+  if (tensor.data == nullptr) return;
   const auto move = [&](auto element) {
     using T = decltype(element);
     move_rows<T, kGather>(static_cast<T*>(tensor.data), static_cast<T*>(buffer), shape,
@@ -57,10 +58,11 @@ void run_gathered(RowsKernel<Args> kernel, const Work<Args>& work, int64_t begin
   std::unique_ptr<char[]> buffers[Args::kOperands];
   Args piece = args;
   for (int i = Args::kOperands - 1; i >= 0; --i) {
-    const int bytes = bytes_of<Args>(work.types, i), input = i + Args::kResults;
-    // a result may overwrite the input of its number
-    const bool shared =
-        i < Args::kResults && i < kInputs<Args> && bytes == bytes_of<Args>(work.types, input);
+    if (args.operands[i].data == nullptr) continue;
+    const int bytes = bytes_of<Args>(work.types, i), input = i + Args::kFirstInput;
+    // what is only written may overwrite the input of its number, if that is only read
+    const bool shared = i < Args::kFirstInput && Args::kResults <= input &&
+                        input < Args::kOperands && bytes == bytes_of<Args>(work.types, input);
     if (!shared) buffers[i].reset(new char[step * cols * bytes]);
     piece.operands[i] = {shared ? piece.operands[input].data : buffers[i].get(), {cols, cols}};
   }
@@ -72,7 +74,7 @@ void run_gathered(RowsKernel<Args> kernel, const Work<Args>& work, int64_t begin
         piece.vectors[i] = static_cast<char*>(args.vectors[i]) + row * weight_bytes;
       }
     }
-    for (int i = Args::kResults; i < Args::kOperands; ++i) {
+    for (int i = Args::kFirstInput; i < Args::kOperands; ++i) {
       move_rows<true>(bytes_of<Args>(work.types, i), args.operands[i], piece.operands[i].data,
                       args.shape, row, rows);
     }
@@ -91,7 +93,9 @@ template <class Args, class Run>
 void split_rows(const Work<Args>* work, int64_t count, Run run) {
   const auto cost_of_row = [](const Work<Args>& w) {
     int64_t bytes = 0;
-    for (int i = 0; i < Args::kOperands; ++i) bytes += bytes_of<Args>(w.types, i);
+    for (int i = 0; i < Args::kOperands; ++i) {
+      if (w.args->operands[i].data != nullptr) bytes += bytes_of<Args>(w.types, i);
+    }
     return kBytesPerRow + w.args->shape.cols * bytes;
   };
   int64_t length = 0;

@@ -18,10 +18,10 @@ __device__ __forceinline__ void unroll(const Run& run) {
 
 // What an operand's elements are: const, of an input.
 template <class Pass, int kOperand>
-using ElementOf =
-    std::conditional_t<Pass::Args::kOfOut[kOperand], typename Pass::Out, typename Pass::Weight>;
+using ElementOf = std::conditional_t<Pass::Args::kOf[kOperand] == Of::kWeight,
+                                     typename Pass::Weight, typename Pass::Out>;
 template <class Pass, int n>
-using InputOf = const ElementOf<Pass, Pass::Args::kResults + n>;
+using InputOf = const ElementOf<Pass, Pass::Args::kFirstInput + n>;
 template <class Pass, int n>
 using ResultOf = ElementOf<Pass, n>;
 template <class Pass>
@@ -30,7 +30,7 @@ using InputsOf = std::make_integer_sequence<int, kInputs<typename Pass::Args>>;
 template <class Pass, class Index, int n>
 __device__ __forceinline__ Row<InputOf<Pass, n>, Index> input_row(const typename Pass::Args& args,
                                                                   int64_t row) {
-  const Operand& input = args.operands[Pass::Args::kResults + n];
+  const Operand& input = args.operands[Pass::Args::kFirstInput + n];
   return {input.data, row, args.shape, input.strides};
 }
 

@@ -155,11 +155,12 @@ void run(const Array (&operands)[Args::kOperands],
   Types types{};
   for (int i = 0; i < Args::kOperands; ++i) {
     const Array& array = operands[i];
-    if (Args::kOfOut[i]) types = types_of(weight.element(), array.element(), array.name());
+    if (Args::kOf[i] != Of::kWeight)
+      types = types_of(weight.element(), array.element(), array.name());
   }
   for (int i = 0; i < Args::kOperands; ++i) {
     operands[i].require_same_shape(weight);
-    if (!Args::kOfOut[i]) operands[i].require_same_dtype(weight);
+    if (Args::kOf[i] == Of::kWeight) operands[i].require_same_dtype(weight);
   }
   for (const auto& vector : vectors) {
     if (vector) vector->require_vector(weight, weight.size(channel_dim));
