@@ -11,8 +11,11 @@ using RowsKernel = void (*)(const Args&, int64_t begin, int64_t end);
 
 struct CpuKernels {
   const char* name;  // as cpu_capability() reports it
+  // null for types that the pass lacks
   RowsKernel<Forward> forward[kTypesCount];
   RowsKernel<Backward> backward[kTypesCount];
+  RowsKernel<Norms> norms[kTypesCount];
+  RowsKernel<Update> update[kTypesCount];
 };
 
 extern const CpuKernels kKernelsDefault;

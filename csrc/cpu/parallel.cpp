@@ -120,6 +120,12 @@ RowsKernel<Forward> kernel_of(const CpuKernels& kernels, const Work<Forward>& wo
 RowsKernel<Backward> kernel_of(const CpuKernels& kernels, const Work<Backward>& work) {
   return kernels.backward[work.types];
 }
+RowsKernel<Norms> kernel_of(const CpuKernels& kernels, const Work<Norms>& work) {
+  return kernels.norms[work.types];
+}
+RowsKernel<Update> kernel_of(const CpuKernels& kernels, const Work<Update>& work) {
+  return kernels.update[work.types];
+}
 
 }  // namespace
 
@@ -138,5 +144,7 @@ void run_on_cpu(const Work<Args>* work, int64_t count, int32_t) {
 
 template WS_API void run_on_cpu(const Work<Forward>*, int64_t, int32_t);
 template WS_API void run_on_cpu(const Work<Backward>*, int64_t, int32_t);
+template WS_API void run_on_cpu(const Work<Norms>*, int64_t, int32_t);
+template WS_API void run_on_cpu(const Work<Update>*, int64_t, int32_t);
 
 }  // namespace ws

@@ -6,7 +6,7 @@
 
 namespace ws {
 
-// For Forward and Backward. `device` is there for the form of all devices' functions (torch/host.h).
+// For every pass. `device` is there for the form of all devices' functions (torch/host.h).
 template <class Args>
 void run_on_cpu(const Work<Args>* work, int64_t count, int32_t device = -1);
 

@@ -6,6 +6,7 @@
 //   load_first(const T*, n), store_first(T*, v, n)       the first n elements of one
 //   first(v, n)                its first n lanes, the others 0
 //   sum(v)                     over its lanes
+//   square_root(v), multiply_add(a, b, c)                a * b + c, rounded once where it can be
 //   stream(T*, v)              stores an aligned vector past the caches
 //   end_of_streams()           makes streamed vectors visible to other threads
 #include "scaling.h"

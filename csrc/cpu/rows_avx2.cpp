@@ -31,6 +31,11 @@ inline void store_first(double* p, Double v, int n) { _mm256_maskstore_pd(p, lan
 inline Float first(Float v, int n) { return _mm256_and_ps(v, _mm256_castsi256_ps(lanes4(n))); }
 inline Double first(Double v, int n) { return _mm256_and_pd(v, _mm256_castsi256_pd(lanes8(n))); }
 
+inline Float square_root(Float v) { return _mm256_sqrt_ps(v); }
+inline Double square_root(Double v) { return _mm256_sqrt_pd(v); }
+inline Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+inline Double multiply_add(Double a, Double b, Double c) { return _mm256_fmadd_pd(a, b, c); }
+
 inline void stream(float* p, Float v) { _mm256_stream_ps(p, v); }
 inline void end_of_streams() { _mm_sfence(); }
 
@@ -48,7 +53,7 @@ inline double sum(Double v) {
 }  // namespace ws
 
 #include "vector_tail.h"  // for 16-bit elements
-#include "rows.inl"
+#include "kernels.inl"
 
 namespace ws {
 extern const CpuKernels kKernelsAvx2 = WS_CPU_KERNELS("avx2");

@@ -41,6 +41,11 @@ inline void store_first(BFloat16* p, Float v, int n) {
 inline Float first(Float v, int n) { return _mm512_maskz_mov_ps(lanes16(n), v); }
 inline Double first(Double v, int n) { return _mm512_maskz_mov_pd(lanes8(n), v); }
 
+inline Float square_root(Float v) { return _mm512_sqrt_ps(v); }
+inline Double square_root(Double v) { return _mm512_sqrt_pd(v); }
+inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+inline Double multiply_add(Double a, Double b, Double c) { return _mm512_fmadd_pd(a, b, c); }
+
 inline void stream(float* p, Float v) { _mm512_stream_ps(p, v); }
 inline void end_of_streams() { _mm_sfence(); }
 
@@ -50,7 +55,7 @@ inline double sum(Double v) { return _mm512_reduce_add_pd(v); }
 }  // namespace
 }  // namespace ws
 
-#include "rows.inl"
+#include "kernels.inl"
 
 namespace ws {
 extern const CpuKernels kKernelsAvx512 = WS_CPU_KERNELS("avx512");

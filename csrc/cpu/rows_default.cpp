@@ -36,6 +36,17 @@ inline void store(Half* p, Float v) {
   __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
+inline Float square_root(Float v) {
+  for (int i = 0; i < kFloats; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+inline Double square_root(Double v) {
+  for (int i = 0; i < kDoubles; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+}
+inline Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
+inline Double multiply_add(Double a, Double b, Double c) { return a * b + c; }
+
 inline void end_of_streams() {}
 
 inline float sum(Float v) { return (v[0] + v[1]) + (v[2] + v[3]); }
@@ -45,7 +56,7 @@ inline double sum(Double v) { return v[0] + v[1]; }
 }  // namespace ws
 
 #include "vector_tail.h"
-#include "rows.inl"
+#include "kernels.inl"
 
 namespace ws {
 extern const CpuKernels kKernelsDefault = WS_CPU_KERNELS("default");
