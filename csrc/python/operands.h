@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "array.h"
-#include "memory.h"
+#include "../memory.h"
 
 namespace ws {
 

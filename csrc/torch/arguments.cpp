@@ -4,18 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <cfloat>
 #include <exception>
 #include <utility>
 
-#include "../layout.h"
-
 namespace ws {
 namespace {
-
-View view_of(const Tensor& tensor) {
-  return {tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
-}
 
 // An uninitialized tensor of `like`'s shape and device, and of its strides where they are dense.
 //
@@ -44,87 +37,6 @@ Tensor empty_like(const Tensor& like, ScalarType dtype) {
 Tensor copy_with_strides_of(const Tensor& result, const Tensor& source) {
   Tensor copy = empty_like(result, source.scalar_type());
   return torch::stable::copy_(copy, source);
-}
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-  const auto sizes = a.sizes(), other = b.sizes();
-  if (sizes.size() != other.size()) return false;
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    if (sizes[d] != other[d]) return false;
-  }
-  return true;
-}
-
-Types types_of(ScalarType weight, ScalarType out) {
-  if (weight == ScalarType::Double && out == weight) return kF64;
-  if (weight == ScalarType::Float && out == weight) return kF32;
-  if (weight == ScalarType::Half && out == weight) return kF16;
-  if (weight == ScalarType::BFloat16 && out == weight) return kBF16;
-  if (weight == ScalarType::Float && out == ScalarType::Half) return kF32ToF16;
-  if (weight == ScalarType::Float && out == ScalarType::BFloat16) return kF32ToBF16;
-  STD_TORCH_CHECK(false, "ws: no kernel for this weight dtype and result dtype");
-}
-
-// All elements must lie in the tensor's storage, which others can free or shrink at any time
-// (untyped_storage().resize_). Without memory a gain's pointer is null, as if there were no gain.
-void check_memory(const Tensor& tensor, const char* name) {
-  const View view = view_of(tensor);
-  int64_t last = tensor.storage_offset();
-  for (int64_t d = 0; d < view.dim; ++d) {
-    if (view.sizes[d] == 0) return;
-    last += (view.sizes[d] - 1) * view.strides[d];
-  }
-  int64_t bytes;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
-  const bool held = last < bytes / static_cast<int64_t>(tensor.element_size());
-  STD_TORCH_CHECK(held && tensor.const_data_ptr() != nullptr, "ws: ", name,
-                  " must have memory for its elements");
-}
-
-int64_t checked_channel_dim(const Tensor& weight, int64_t channel_dim) {
-  const int64_t dim = weight.dim();
-  STD_TORCH_CHECK(2 <= dim && dim <= kMaxDims, "ws: weight must have 2 to 64 dimensions");
-  STD_TORCH_CHECK(-dim <= channel_dim && channel_dim < dim, "ws: channel_dim is out of range");
-  return channel_dim < 0 ? channel_dim + dim : channel_dim;
-}
-
-Formula checked_formula(const Tensor& weight, int64_t channel_dim, const Numbers& numbers) {
-  const auto& [eps, eps_mode, correction, center, scale] = numbers;
-  // finite in the type of the statistics
-  const double largest = weight.scalar_type() == ScalarType::Double ? DBL_MAX : FLT_MAX;
-  STD_TORCH_CHECK(0 <= eps_mode && eps_mode <= 2, "ws: eps_mode must be 0, 1 or 2");
-  STD_TORCH_CHECK(0 <= eps && eps <= largest, "ws: eps must be finite and not negative");
-  STD_TORCH_CHECK(-largest <= scale && scale <= largest, "ws: scale must be finite");
-  const int64_t numel = weight.numel();
-  STD_TORCH_CHECK(correction >= 0 && (numel == 0 || correction < numel / weight.size(channel_dim)),
-                  "ws: correction must be smaller than the elements of a channel");
-  return {eps, scale, correction, static_cast<EpsMode>(eps_mode), center};
-}
-
-// An eps_mode, correction or center of the list ops, where all numbers travel as floats.
-int64_t whole(double number, const char* name) {
-  constexpr double kExact = int64_t{1} << 53;  // up to here, a double holds every whole number
-  STD_TORCH_CHECK(-kExact <= number && number <= kExact &&
-                      number == static_cast<double>(static_cast<int64_t>(number)),
-                  "ws: ", name, " must be a whole number");
-  return static_cast<int64_t>(number);
-}
-
-bool truth(double number) {
-  STD_TORCH_CHECK(number == 0 || number == 1, "ws: center must be 0 or 1");
-  return number == 1;
-}
-
-// gain or shift [rows], contiguous.
-std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const char* name,
-                                     const Tensor& weight, int64_t rows) {
-  if (!vector) return vector;
-  STD_TORCH_CHECK(
-      vector->dim() == 1 && vector->size(0) == rows &&
-          vector->scalar_type() == weight.scalar_type() && vector->device() == weight.device(),
-      "ws: ", name, " must have one value a channel, on the weight's device and in its dtype");
-  check_memory(*vector, name);
-  return vector->is_contiguous() ? vector : torch::stable::contiguous(*vector);
 }
 
 // A gradient of gain or shift [rows]; nothing is written to it for an empty weight.
@@ -202,23 +114,6 @@ Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor
       {std::move(grad_gain), std::move(grad_shift), std::move(gain)}};
   if (call.operands[Backward::kWeight].numel() > 0) describe(call, channel_dim);
   return call;
-}
-
-Numbers numbers_of(const std::vector<double>& formulas, size_t i) {
-  const double* numbers = &formulas[5 * i];
-  return {numbers[0], whole(numbers[1], "eps_mode"), whole(numbers[2], "correction"),
-          truth(numbers[3]), numbers[4]};
-}
-
-void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths,
-                 const std::vector<double>& formulas) {
-  for (size_t length : lengths) {
-    STD_TORCH_CHECK(length == weights.size(), "ws: lists must be as long as weights");
-  }
-  STD_TORCH_CHECK(formulas.size() == 5 * weights.size(), "ws: formulas must be 5 numbers a weight");
-  for (const Tensor& weight : weights) {
-    STD_TORCH_CHECK(weight.device() == weights[0].device(), "ws: weights must be on one device");
-  }
 }
 
 }  // namespace ws

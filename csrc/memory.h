@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "../layout.h"
+#include "layout.h"
 
 namespace ws {
 
