@@ -11,7 +11,7 @@ template <class Args>
 struct Call {
   Args args;
   Types types;
-  Tensor operands[Args::kOperands];
+  Tensor operands[Args::kOperands];  // undefined where there is none
   std::optional<Tensor> vectors[Args::kVectors];
 };
 
@@ -23,5 +23,13 @@ Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
 // With `affine`, gradients of gain and shift too.
 Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
                                 int64_t channel_dim, const Numbers& numbers, bool affine);
+
+Call<Norms> prepare_norms(Tensor grad, Tensor weight, std::optional<Tensor> gain,
+                          int64_t channel_dim, const Numbers& numbers, bool affine);
+
+// operands: by Update's numbers. The new_gain and new_shift are those of the new out.
+Call<Update> prepare_update(Tensor (&&operands)[Update::kOperands], std::optional<Tensor> gain,
+                            std::optional<Tensor> new_gain, std::optional<Tensor> new_shift,
+                            int64_t channel_dim, const Numbers& numbers, const Rule& rule);
 
 }  // namespace ws

@@ -32,6 +32,14 @@ Types types_of(ScalarType weight, ScalarType out) {
   STD_TORCH_CHECK(false, "ws: no kernel for this weight dtype and result dtype");
 }
 
+Types update_types_of(ScalarType weight, ScalarType out, ScalarType grad) {
+  const Types types = types_of(weight, out);
+  STD_TORCH_CHECK(types != kF16 && types != kBF16, "ws: no update of weights of this dtype");
+  if (grad == out) return types;
+  STD_TORCH_CHECK(grad == weight, "ws: grad must have its out's or its weight's dtype");
+  return types == kF32ToF16 ? kF32ToF16Sum : kF32ToBF16Sum;
+}
+
 void check_memory(const Tensor& tensor, const char* name) {
   const View view = view_of(tensor);
   int64_t last = tensor.storage_offset();
@@ -88,17 +96,62 @@ int64_t whole(double number, const char* name) {
   return static_cast<int64_t>(number);
 }
 
-bool truth(double number) {
-  STD_TORCH_CHECK(number == 0 || number == 1, "ws: center must be 0 or 1");
+bool truth(double number, const char* name) {
+  STD_TORCH_CHECK(number == 0 || number == 1, "ws: ", name, " must be 0 or 1");
   return number == 1;
 }
 
 }  // namespace
 
+const float* checked_number(const std::optional<Tensor>& number, const char* name,
+                            const Tensor& weight) {
+  if (!number) return nullptr;
+  STD_TORCH_CHECK(number->numel() == 1 && number->scalar_type() == ScalarType::Float &&
+                      number->device() == weight.device(),
+                  "ws: ", name, " must be one float32 number on the weight's device");
+  check_memory(*number, name);
+  return static_cast<const float*>(number->const_data_ptr());
+}
+
+Rule checked_rule(const std::vector<double>& numbers) {
+  STD_TORCH_CHECK(numbers.size() == 10, "ws: rule must be 10 numbers");
+  for (double number : numbers) {
+    STD_TORCH_CHECK(-DBL_MAX <= number && number <= DBL_MAX, "ws: rule must be finite");
+  }
+  Rule rule{};
+  rule.adam = truth(numbers[0], "adam");
+  rule.lr = numbers[1];
+  rule.weight_decay = numbers[2];
+  (rule.adam ? rule.beta1 : rule.momentum) = numbers[3];
+  (rule.adam ? rule.beta2 : rule.dampening) = numbers[4];
+  rule.eps = numbers[5];
+  rule.nesterov = truth(numbers[6], "nesterov");
+  rule.decoupled = truth(numbers[7], "decoupled");
+  rule.maximize = truth(numbers[8], "maximize");
+  rule.clip_eps = numbers[9];
+  return rule;
+}
+
+void check_states(const Rule& rule, size_t weights, size_t states, size_t steps) {
+  const bool fits = rule.adam ? states == 2 * weights || states == 3 * weights
+                              : states == (rule.momentum != 0 ? weights : 0);
+  STD_TORCH_CHECK(fits && steps == (rule.adam ? weights : 0),
+                  "ws: states and steps must be as many as the rule has");
+}
+
+Rule with_flags(Rule rule, int64_t flags, double clip) {
+  STD_TORCH_CHECK(0 <= flags && flags <= 3, "ws: flags must be 0 to 3");
+  STD_TORCH_CHECK(0 <= clip && clip <= DBL_MAX, "ws: clip must be finite and not negative");
+  rule.is_first = flags & 1;
+  rule.is_true = flags & 2;
+  rule.clip = clip;
+  return rule;
+}
+
 Numbers numbers_of(const std::vector<double>& formulas, size_t i) {
   const double* numbers = &formulas[5 * i];
   return {numbers[0], whole(numbers[1], "eps_mode"), whole(numbers[2], "correction"),
-          truth(numbers[3]), numbers[4]};
+          truth(numbers[3], "center"), numbers[4]};
 }
 
 void check_lists(const std::vector<Tensor>& weights, std::initializer_list<size_t> lengths,

@@ -19,6 +19,7 @@ using torch::stable::Tensor;
 View view_of(const Tensor& tensor);
 bool same_sizes(const Tensor& a, const Tensor& b);
 Types types_of(ScalarType weight, ScalarType out);
+Types update_types_of(ScalarType weight, ScalarType out, ScalarType grad);
 
 // All elements must lie in the tensor's storage, which others can free or shrink at any time
 // (untyped_storage().resize_). Without memory a gain's pointer is null, as if there were no gain.
@@ -31,6 +32,20 @@ Formula checked_formula(const Tensor& weight, int64_t channel_dim, const Numbers
 // gain or shift [rows], contiguous.
 std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const char* name,
                                      const Tensor& weight, int64_t rows);
+
+// A float32 tensor of one number on the weight's device; null without one.
+const float* checked_number(const std::optional<Tensor>& number, const char* name,
+                            const Tensor& weight);
+
+// From (adam, lr, weight_decay, momentum or beta1, dampening or beta2, eps, nesterov, decoupled,
+// maximize, clip_eps).
+Rule checked_rule(const std::vector<double>& numbers);
+
+// A weight has one state with SGD's momentum, else none; with Adam 2, or 3 for amsgrad, and a step.
+void check_states(const Rule& rule, size_t weights, size_t states, size_t steps);
+
+// flags: 1 for is_first, 2 for is_true.
+Rule with_flags(Rule rule, int64_t flags, double clip);
 
 // Number i of those of a list op, where (eps, eps_mode, correction, center, scale) of each weight
 // follow each other.

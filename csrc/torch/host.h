@@ -52,10 +52,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_affine(Tensor grad, Tensor weight,
           std::move(*call.vectors[Backward::kGradShift])};
 }
 
-// prepare(i) is call number i of `count`. Returns result after result, each of all calls.
+// prepare(i) is call number i of `count`. All are prepared before any runs.
 template <class Args, class Prepare>
-std::vector<Tensor> run_many(Run<Args> run, size_t count, Prepare prepare) {
-  if (count == 0) return {};
+std::vector<Call<Args>> run_all(Run<Args> run, size_t count, Prepare prepare) {
   std::vector<Call<Args>> calls;
   std::vector<Work<Args>> work;
   calls.reserve(count);
@@ -64,9 +63,15 @@ std::vector<Tensor> run_many(Run<Args> run, size_t count, Prepare prepare) {
     calls.push_back(prepare(i));
     work.push_back({calls[i].types, &calls[i].args});
   }
-  run(work.data(), count, calls[0].operands[0].get_device_index());
+  if (count > 0) run(work.data(), count, calls[0].operands[0].get_device_index());
+  return calls;
+}
+
+// Result after result, each of all calls.
+template <class Args>
+std::vector<Tensor> results_of(std::vector<Call<Args>> calls) {
   std::vector<Tensor> results;
-  results.reserve(count * (Args::kResults + Args::kVectorResults));
+  results.reserve(calls.size() * (Args::kResults + Args::kVectorResults));
   for (int k = 0; k < Args::kResults; ++k) {
     for (Call<Args>& call : calls) results.push_back(std::move(call.operands[k]));
   }
@@ -85,10 +90,10 @@ std::vector<Tensor> forward_many(std::vector<Tensor> weights,
                                  std::vector<int64_t> channel_dims, std::vector<double> formulas,
                                  std::optional<ScalarType> dtype) {
   check_lists(weights, {gains.size(), shifts.size(), channel_dims.size()}, formulas);
-  return run_many(run, weights.size(), [&](size_t i) {
+  return results_of(run_all(run, weights.size(), [&](size_t i) {
     return prepare_forward(weights[i], gains[i], shifts[i], channel_dims[i],
                            numbers_of(formulas, i), dtype);
-  });
+  }));
 }
 
 template <Run<Backward> run>
@@ -97,9 +102,57 @@ std::vector<Tensor> backward_many(std::vector<Tensor> grads, std::vector<Tensor>
                                   std::vector<int64_t> channel_dims, std::vector<double> formulas,
                                   bool affine) {
   check_lists(weights, {grads.size(), gains.size(), channel_dims.size()}, formulas);
-  return run_many(run, weights.size(), [&](size_t i) {
+  return results_of(run_all(run, weights.size(), [&](size_t i) {
     return prepare_backward(grads[i], weights[i], gains[i], channel_dims[i],
                             numbers_of(formulas, i), affine);
+  }));
+}
+
+template <Run<Norms> run>
+std::vector<Tensor> norms_many(std::vector<Tensor> grads, std::vector<Tensor> weights,
+                               std::vector<std::optional<Tensor>> gains,
+                               std::vector<int64_t> channel_dims, std::vector<double> formulas,
+                               bool affine) {
+  check_lists(weights, {grads.size(), gains.size(), channel_dims.size()}, formulas);
+  return results_of(run_all(run, weights.size(), [&](size_t i) {
+    return prepare_norms(grads[i], weights[i], gains[i], channel_dims[i], numbers_of(formulas, i),
+                         affine);
+  }));
+}
+
+template <Run<Update> run>
+void update_many(std::vector<Tensor> outs, std::vector<Tensor> weights, std::vector<Tensor> states,
+                 std::vector<Tensor> grads, std::vector<std::optional<Tensor>> gains,
+                 std::vector<std::optional<Tensor>> new_gains,
+                 std::vector<std::optional<Tensor>> new_shifts,
+                 std::vector<std::optional<Tensor>> factors, std::vector<int64_t> channel_dims,
+                 std::vector<double> formulas, std::vector<double> rule_numbers,
+                 std::vector<int64_t> flags, std::vector<double> clips, std::vector<Tensor> steps,
+                 std::optional<Tensor> lr, std::optional<Tensor> grad_scale,
+                 std::optional<Tensor> found_inf) {
+  const Rule rule = checked_rule(rule_numbers);
+  const size_t count = weights.size();
+  const size_t state_count = count == 0 ? 0 : states.size() / count;
+  check_lists(weights,
+              {outs.size(), grads.size(), gains.size(), new_gains.size(), new_shifts.size(),
+               factors.size(), channel_dims.size(), flags.size(), clips.size()},
+              formulas);
+  check_states(rule, count, states.size(), steps.size());
+  run_all(run, count, [&](size_t i) {
+    const Tensor& weight = weights[i];
+    Tensor operands[Update::kOperands] = {outs[i], weight};
+    for (size_t k = 0; k < state_count; ++k) {
+      operands[Update::kFirst + k] = states[i * state_count + k];
+    }
+    operands[Update::kGrad] = grads[i];
+    Rule own = with_flags(rule, flags[i], clips[i]);
+    if (rule.adam) own.step = checked_number(steps[i], "step", weight);
+    own.factor = checked_number(factors[i], "factor", weight);
+    own.lr_at = checked_number(lr, "lr", weight);
+    own.grad_scale = checked_number(grad_scale, "grad_scale", weight);
+    own.found_inf = checked_number(found_inf, "found_inf", weight);
+    return prepare_update(std::move(operands), gains[i], new_gains[i], new_shifts[i],
+                          channel_dims[i], numbers_of(formulas, i), own);
   });
 }
 

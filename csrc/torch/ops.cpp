@@ -36,6 +36,18 @@ STABLE_TORCH_LIBRARY(ws, m) {
   m.def(
       "backward_many(Tensor[] grads, Tensor[] weights, Tensor?[] gains, int[] channel_dims, "
       "float[] formulas, bool affine) -> Tensor[]");
+  // of the rows of those gradients of the weights, the squared norms; with affine, then as above
+  m.def(
+      "norms_many(Tensor[] grads, Tensor[] weights, Tensor?[] gains, int[] channel_dims, "
+      "float[] formulas, bool affine) -> Tensor[]");
+  // A step of an optimizer (csrc/update.h) and the next outs. states: those of each weight in a row.
+  // rule: (adam, lr, weight_decay, momentum or beta1, dampening or beta2, eps, nesterov, decoupled,
+  // maximize, clip_eps). flags: 1 if there is no momentum yet, 2 if grad is the weight's own.
+  m.def(
+      "update_many(Tensor(a!)[] outs, Tensor(b!)[] weights, Tensor(c!)[] states, Tensor[] grads, "
+      "Tensor?[] gains, Tensor?[] new_gains, Tensor?[] new_shifts, Tensor?[] factors, "
+      "int[] channel_dims, float[] formulas, float[] rule, int[] flags, float[] clips, "
+      "Tensor[] steps, Tensor? lr, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ws, CPU, m) {
@@ -46,6 +58,8 @@ STABLE_TORCH_LIBRARY_IMPL(ws, CPU, m) {
   m.impl("standardize_many", TORCH_BOX(&forward_many<run_on_cpu>));
   m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cpu>));
   m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cpu>));
+  m.impl("norms_many", TORCH_BOX(&norms_many<run_on_cpu>));
+  m.impl("update_many", TORCH_BOX(&update_many<run_on_cpu>));
 }
 
 }  // namespace

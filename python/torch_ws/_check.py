@@ -214,16 +214,16 @@ def check_backward(grad, weight, gain, *arguments) -> None:
 def explain(weight, gain, shift, *arguments) -> None:
     """Raises what was wrong with the arguments that ws::standardize refused, if anything was."""
     check(weight, gain, shift, *arguments)
-    _check_memory(weight=weight, gain=gain, shift=shift)
+    check_memory(weight=weight, gain=gain, shift=shift)
 
 
 def explain_backward(grad, weight, gain, *arguments) -> None:
     """The same for ws::backward."""
     check_backward(grad, weight, gain, *arguments)
-    _check_memory(grad=grad, weight=weight, gain=gain)
+    check_memory(grad=grad, weight=weight, gain=gain)
 
 
-def _check_memory(**tensors):
+def check_memory(**tensors):
     """Raises for a tensor whose storage was freed or shrunk (untyped_storage().resize_)."""
     for name, tensor in tensors.items():
         if tensor is None or tensor.numel() == 0:

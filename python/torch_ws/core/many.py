@@ -37,7 +37,7 @@ def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine):
     try:
         return _backward_many(grads, weights, gains, channel_dims, formulas, affine)
     except RuntimeError:
-        _check_all_backward(grads, weights, gains, channel_dims, formulas, explain_backward)
+        check_all_backward(grads, weights, gains, channel_dims, formulas, explain_backward)
         allocate_again(weights, grads=grads)
         raise
 
@@ -204,7 +204,7 @@ def _whole(name, number):
     return int(number)
 
 
-def _options(formulas, i) -> Arguments:
+def options_of(formulas, i) -> Arguments:
     """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
     eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
     if center not in (0, 1):
@@ -212,7 +212,7 @@ def _options(formulas, i) -> Arguments:
     return eps, _whole("eps_mode", eps_mode), _whole("correction", correction), bool(center), scale
 
 
-def _check_lists(weights, formulas, **lists):
+def check_lists(weights, formulas, **lists):
     for name, values in lists.items():
         if len(values) != len(weights):
             raise ValueError(
@@ -224,7 +224,7 @@ def _check_lists(weights, formulas, **lists):
         )
 
 
-def _check_one_device(weights, i):
+def check_one_device(weights, i):
     if weights[i].device != weights[0].device:
         raise ValueError(
             f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
@@ -232,26 +232,26 @@ def _check_one_device(weights, i):
 
 
 def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
-    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
+    check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
         with naming(f"weights[{i}]"):
-            options = _options(formulas, i)
+            options = options_of(formulas, i)
             each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
-            _check_one_device(weights, i)
+            check_one_device(weights, i)
 
 
-def _check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
-    _check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
+def check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
+    check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
         with naming(f"weights[{i}]"):
-            each(grads[i], weight, gains[i], channel_dims[i], *_options(formulas, i))
-            _check_one_device(weights, i)
+            each(grads[i], weight, gains[i], channel_dims[i], *options_of(formulas, i))
+            check_one_device(weights, i)
 
 
 def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     return [
         reference.standardize_op(
-            weight, gains[i], shifts[i], channel_dims[i], *_options(formulas, i), dtype
+            weight, gains[i], shifts[i], channel_dims[i], *options_of(formulas, i), dtype
         )
         for i, weight in enumerate(weights)
     ]
@@ -262,7 +262,7 @@ def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     if needs_reference():
         _check_all(weights, gains, shifts, *arguments)
         return reference_many(weights, gains, shifts, *arguments)
-    _check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
+    check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     try:
         return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
     except RuntimeError:
@@ -277,7 +277,7 @@ def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=Non
 
 
 def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
-    _check_all_backward(grads, weights, gains, channel_dims, formulas)
+    check_all_backward(grads, weights, gains, channel_dims, formulas)
     results = [torch.empty_like(weight) for weight in weights]
     for _ in range(2 if affine else 0):
         results += [
