@@ -87,7 +87,18 @@ def raw_update_many(
         with torch.no_grad():
             _update_many(*arguments)
     except RuntimeError:
-        _check_all_update(*arguments, memory=True)
+        _check_all_update(*arguments)
+        for name, tensors in {
+            "outs": outs,
+            "weights": weights,
+            "states": states,
+            "grads": grads,
+            "gains": gains,
+            "new_gains": new_gains,
+            "new_shifts": new_shifts,
+            "numbers": [*factors, *steps, lr, grad_scale, found_inf],
+        }.items():
+            check_memory(**{f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)})
         allocate_again(weights, grads=grads)
         raise
     increment_version([*outs, *weights, *states])
@@ -145,7 +156,6 @@ def _check_all_update(
     lr=None,
     grad_scale=None,
     found_inf=None,
-    memory=False,
 ):
     _check_rule(rule)
     lists = {"outs": outs, "grads": grads, "gains": gains, "new_gains": new_gains}
@@ -181,10 +191,6 @@ def _check_all_update(
                 raise ValueError(f"flags must be 0 to 3, got {flags[i]}")
             if not (math.isfinite(clips[i]) and clips[i] >= 0):
                 raise ValueError(f"clips must be finite and not negative, got {clips[i]}")
-            if memory:
-                vectors = {"gain": gains[i], "new_gain": new_gains[i], "new_shift": new_shifts[i]}
-                tensors = {"out": outs[i], "weight": weight, "grad": grads[i]}
-                check_memory(**tensors, **own, **vectors, **numbers)
 
 
 def _fake_norms_many(grads, weights, gains, channel_dims, formulas, affine):
