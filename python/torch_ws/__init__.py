@@ -29,6 +29,7 @@ from .layers.standardized import Standardized, eval_cache
 from .models.adopt import adopt
 from .models.convert import convert
 from .models.fold import fold
+from .training.fuse import fuse
 from .training.group import group
 from .training.hold import hold
 
@@ -56,6 +57,7 @@ __all__ = [
     "eval_cache",
     "fold",
     "formulas",
+    "fuse",
     "group",
     "hold",
     "info",

@@ -8,6 +8,8 @@ that, and each name to being there; one that a later PyTorch lacks is an error, 
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 
@@ -28,6 +30,26 @@ def storage_users(tensor: torch.Tensor) -> int:
     """How many tensors, this one included, have the memory of `tensor`; nothing public counts."""
     storage = tensor.untyped_storage()
     return torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage` itself
+
+
+def references(holder) -> tuple[int, int, int]:
+    """How many refer to the tensor `holder.grad` in Python, in C++, and how many have its memory.
+
+    To be compared with those of a tensor that only its holder knows: Python versions count apart.
+    """
+    count = sys.getrefcount(holder.grad)
+    return count, holder.grad._use_count(), storage_users(holder.grad)
+
+
+def accumulates(node: torch.autograd.graph.Node) -> bool:
+    """Inside a backward pass: True if it leaves a gradient in .grad of the leaf of that node.
+
+    False if the pass is torch.autograd.grad's, which gives it to the caller.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # "... a leaf ... currently running autograd.grad()"
+        return False
 
 
 def in_backward() -> bool:
@@ -66,6 +88,22 @@ def after_backward(callback: Callable[[], None]) -> None:
 
 # Tensor subclasses whose operations give plain tensors have no public way to say so.
 no_torch_function: Callable = torch._C._disabled_torch_function_impl
+# What torch.optim, clip_grad_norm_ and GradScaler do to lists of gradients.
+foreach_mul = torch.ops.aten._foreach_mul_
+foreach_div = torch.ops.aten._foreach_div_
+foreach_zero = torch.ops.aten._foreach_zero_
+foreach_norm = torch.ops.aten._foreach_norm
+foreach_unscale = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_
+
+
+def new_wrapper(cls: type[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A tensor of `cls` without memory, whose operations cls.__torch_dispatch__ carries out."""
+    size, stride = like.size(), like.stride()
+    return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        cls, size, strides=stride, dtype=like.dtype, device=like.device
+    )
+
+
 # What DTensors are among others; there is no public question for it.
 is_traceable_wrapper_subclass = _python_dispatch.is_traceable_wrapper_subclass
 
@@ -95,6 +133,26 @@ def original_of(model: nn.Module) -> nn.Module | None:
 def is_compiled(module: nn.Module) -> bool:
     """True also after module.compile(), which leaves nothing public either."""
     return original_of(module) is not None or module._compiled_call_impl is not None
+
+
+def gather_with(optimizer: torch.optim.Optimizer, gather: Callable | None) -> Callable:
+    """Has a step of SGD, Adam or AdamW gather a group's parameters by `gather`; None: by its own.
+
+    Returns the optimizer's own. No hook sees what a step works on, or may take something from it.
+    """
+    if gather is None:
+        optimizer.__dict__.pop("_init_group", None)
+    else:
+        optimizer.__dict__["_init_group"] = gather
+    return functools.partial(type(optimizer)._init_group, optimizer)  # type: ignore[attr-defined]
+
+
+def hook_first(optimizer: torch.optim.Optimizer, hook: Callable):
+    """register_step_post_hook, but before the hooks that are there: they are to see new weights."""
+    handle = optimizer.register_step_post_hook(hook)
+    hooks = optimizer._optimizer_step_post_hooks  # type: ignore[attr-defined]  # an OrderedDict
+    hooks.move_to_end(handle.id, last=False)
+    return handle
 
 
 # A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.

@@ -19,6 +19,7 @@ from ..core.private import after_backward, local_tensor, no_torch_function, shar
 from ..core.standardize import fan_in_of, standardize
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
+from ..training.provider import Provider
 
 
 def standardize_before_gather(model: Module) -> Module:
@@ -118,7 +119,7 @@ class _Rows(torch.Tensor):
         return None if out is not None else (gathered[0], ())
 
 
-class _Gathering:
+class _Gathering(Provider):
     """One weight that is gathered standardized: its layers' Provider, and how it gets its .grad.
 
     FSDP2 adds what it has reduced to .grad and then calls the parameter's hooks. What it reduces is

@@ -1,8 +1,9 @@
-"""What a standardized weight was made from, and the cache of it for passes that train nothing.
+"""Standardized weights that layers keep, and what tells that one is not right any more.
 
 A layer standardizes its weight once and keeps the result, until the weight, its gain or its shift
-is another tensor or holds other values, where no gradient of them is needed: in eval mode without
-gradients, and in train mode too if all three are frozen.
+is another tensor or holds other values. Every layer does so where no gradient of them is needed: in
+eval mode without gradients, and in train mode too if all three are frozen. The layers of a fused
+model (training/fuse.py) do so while they train, and the optimizer's step makes the next result.
 
 What tells is PyTorch's version counter. So nothing is kept of memory that others write to without
 counting there: that of several tensors (parameters as views of one flat vector) or of several
@@ -63,6 +64,13 @@ class Inputs:
                     return False
         return True
 
+    def renew(self, layer: Standardized, tensors: tuple) -> bool:
+        """Knows these tensors as they are now; False if they are others than those known before."""
+        for tensor, known in zip(tensors, self.known, strict=True):
+            if known is not None and tensor is known.tensor():
+                known.version = tensor._version
+        return self.are(layer, tensors)
+
 
 class _Known:
     """One tensor at one moment."""
@@ -88,30 +96,42 @@ class _Known:
         )
 
 
-def _count_step(optimizer, args, kwargs):
-    if torch.compiler.is_compiling():  # whose result counts the versions of what it writes
-        return
+def count_step(optimizer, counted=frozenset()):
+    """Counts a version of each parameter that a step has written to, but for those of `counted`."""
     known = {id(one.tensor()) for one in _everything_known}
     stepped = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if id(parameter) in known and parameter.grad is not None
+        if id(parameter) in known and parameter.grad is not None and parameter not in counted
     ]
     if stepped:
         torch.autograd.graph.increment_version(stepped)
 
 
+counts_itself: weakref.WeakSet = weakref.WeakSet()  # optimizers whose steps are counted elsewhere
+
+
+def _count_step(optimizer, args, kwargs):
+    # A compiled step counts the versions of what it writes.
+    if not torch.compiler.is_compiling() and optimizer not in counts_itself:
+        count_step(optimizer)
+
+
 register_optimizer_step_post_hook(_count_step)
 
 
-class _Entry:
+class Stored:
+    """A layer's standardized weight, what it was made from, and its dtype (None: the weight's)."""
+
     __slots__ = ("dtype", "inputs", "result", "version")
 
-    def __init__(self, layer, tensors, dtype):
-        # A result made in inference mode could not be used outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self.result = layer._standardize(tensors, dtype)
+    def __init__(self, layer, tensors, dtype, result=None):
+        if result is None:
+            # A result made in inference mode could not be used outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                result = layer._standardize(tensors, dtype)
+        self.result = result
         self.version = self.result._version
         self.dtype = dtype
         owner = weakref.ref(layer)
@@ -130,22 +150,48 @@ class _Entry:
             and self.inputs.are(layer, tensors)
         )
 
+    @classmethod
+    def renewed(cls, layer, tensors, dtype, result):
+        """What the layer keeps now, where `result` has been made of `tensors` elsewhere."""
+        entry = layer._cached
+        if entry is None or entry.dtype != dtype or not entry.inputs.renew(layer, tensors):
+            return cls(layer, tensors, dtype, result)
+        entry.result, entry.version = result, result._version
+        return entry
+
+
+def keepable(tensors: tuple) -> bool:
+    """True if a result made of `tensors` may serve a later pass, as far as this moment tells."""
+    weight = tensors[0]
+    return not (
+        type(weight) is not nn.Parameter
+        or torch.compiler.is_compiling()
+        or needs_reference()
+        or is_tracing()
+        # a captured graph would go on reading the result after the weight has changed
+        or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def stored(layer: Standardized, tensors: tuple, dtype: torch.dtype | None) -> Stored | None:
+    """What the layer keeps, made anew where that is not right any more; None: it may keep none."""
+    entry = layer._cached
+    if entry is None or not entry.serves(layer, tensors, dtype):
+        if not all(counts_versions(t) for t in tensors if t is not None):
+            return None
+        layer.__dict__["_cached"] = entry = Stored(layer, tensors, dtype)
+    return entry
+
 
 def cacheable(layer: Standardized, tensors: tuple) -> bool:
     """True if `layer` needs no gradient of `tensors` in this pass, and will not soon."""
-    weight = tensors[0]
-    if type(weight) is not nn.Parameter or torch.compiler.is_compiling() or not layer.eval_cache:
+    if not layer.eval_cache:
         return False
     if layer.training or torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return False
-    return not (
-        needs_reference()
-        or is_tracing()
-        # a captured graph would go on reading the result after the weight has changed
-        or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
+    return keepable(tensors)
 
 
 class EvalCache:
@@ -155,18 +201,11 @@ class EvalCache:
 
     def take(self, layer: Standardized, tensors: tuple, dtype: torch.dtype | None):
         """The kept result, or a new one that is kept; None: the layer computes its own."""
-        if not cacheable(layer, tensors):
-            return None
-        entry = layer._cached
-        if entry is not None and entry.serves(layer, tensors, dtype):
-            return entry.result
-        if not all(_counts_versions(t) for t in tensors if t is not None):
-            return None
-        layer.__dict__["_cached"] = entry = _Entry(layer, tensors, dtype)
-        return entry.result
+        entry = stored(layer, tensors, dtype) if cacheable(layer, tensors) else None
+        return None if entry is None else entry.result
 
 
-def _counts_versions(tensor):
+def counts_versions(tensor):
     """True if the tensor has its memory for itself, so that its version tells of every write."""
     if tensor.is_inference():
         return False

@@ -11,6 +11,7 @@ trains (cache.py), or by a provider that computes it instead (training/provider.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from .._check import check_flags
 from ..core.private import any_autocast
 from ..core.standardize import standardize
 from ..formulas import Formula, FormulaName, formulas, resolve, spelled
-from .cache import EvalCache, _Entry
+from .cache import EvalCache, Stored
 from .raw_weight import NoBaseLayer, refuse_fusion
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Standardized(nn.Module):
 
     # Both are set on the instance, past nn.Module.__setattr__, and are no part of a copy.
     _provider: Provider | None = None  # is asked first for the standardized weight
-    _cached: _Entry | None = None
+    _cached: Stored | None = None
     _vectors_are_parameters: bool  # gain and shift, and no property of a subclass
 
     def __init_subclass__(cls, **kwargs):
@@ -204,13 +205,15 @@ class Standardized(nn.Module):
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Self:
-        """torch.nn's; also drops the standardized weight that was kept."""
-        self.__dict__.pop("_cached", None)
+        """torch.nn's; also drops the standardized weight that was kept, unless for training too."""
+        if self._provider is None or not self._provider.keeps:
+            self.__dict__.pop("_cached", None)
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs):  # .to(), .cuda(), .double(): let go of the old memory
-        self.__dict__.pop("_cached", None)
-        return super()._apply(*args, **kwargs)
+    def _apply(self, *args, **kwargs):  # .to(), .cuda(), .double()
+        self.__dict__.pop("_cached", None)  # let go of the old memory
+        move = functools.partial(super()._apply, *args, **kwargs)
+        return move() if self._provider is None else self._provider.move(move)
 
     def __getstate__(self):
         state = self.__dict__.copy()

@@ -23,6 +23,7 @@ from ..core.private import in_backward, needs_reference, original_of, saved_tens
 from ..layers.cache import cacheable
 from ..layers.standardized import Standardized, autocast_dtype
 from .batch import Member, attach, batches, forward, has_kernel, standardized_layers
+from .provider import Provider
 from .subclass import subclass_of
 
 _grouped: weakref.WeakSet = weakref.WeakSet()  # the models
@@ -79,7 +80,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
     return Group(model, bucket_mb)
 
 
-class Group:
+class Group(Provider):
     """What `group` returns. Between passes also its layers' Provider, an idle one."""
 
     idle, permanent = True, False
@@ -173,7 +174,7 @@ def _members(model) -> dict[Standardized, Member]:
     return members
 
 
-class _Pass:
+class _Pass(Provider):
     """One forward pass of the model, and its layers' Provider."""
 
     idle = permanent = False

@@ -18,6 +18,7 @@ from ..layers.cache import Inputs
 from ..layers.standardized import autocast_dtype
 from . import batch
 from .batch import Member, batches, standardized_layers
+from .provider import Provider
 from .watch import CHANGED, Watch
 
 
@@ -108,7 +109,7 @@ def _take(some):
     return [gradient for triple in triples for gradient in triple]
 
 
-class Hold:
+class Hold(Provider):
     """What `hold` returns. Entered once; in the block its layers' Provider."""
 
     idle = permanent = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,11 +17,17 @@ class Provider(Protocol):
     It stands in the attribute `_provider` of the layer's ``__dict__``: one at a time, and no part
     of copies and pickles. Providers are a group between passes and each of its passes (group.py), a
     block of passes (hold.py), and FSDP2's gathering, whose layers find their weight standardized
-    already (distributed/gather.py). The eval cache (layers/cache.py) is asked last, for all layers.
+    already (distributed/gather.py), and a fused model's layers, each for itself (fused_layer.py).
+    The eval cache (layers/cache.py) is asked last, for all layers.
     """
 
     idle: bool  # it computes nothing now: a pass or a block may take its place until that ends
     permanent: bool  # nothing may take its place: group and hold leave its layers alone
+    keeps: bool = False  # the layer stores its result while it trains, and may defer gradients
+
+    def move(self, move: Callable):
+        """Calls `move`, which gives the layer's parameters other memory, and returns its result."""
+        return move()
 
     def take(
         self, layer: Standardized, tensors: tuple, dtype: torch.dtype | None

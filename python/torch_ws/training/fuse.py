@@ -1,0 +1,255 @@
+"""Standardization within the optimizer's step: `fuse`, its checks and its handle."""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .._check import check_float, check_module
+from ..core.private import is_traceable_wrapper_subclass
+from ..layers.modules import _ConvTranspose
+from ..layers.standardized import Standardized
+from .deferred import StandardizedGrad, value_of
+from .fused_layer import FusedLayer
+from .fused_step import KINDS, FusedStep, reason_of
+
+Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
+
+
+def fuse(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    agc: Clip | None = None,
+    agc_eps: float = 1e-3,
+) -> Fused:
+    """Makes standardization a part of the optimizer's step.
+
+    Equivalent to the same training loop without it, to rounding: `optimizer.step()` turns the
+    gradients of the standardized weights into those of the weights, clips them, updates weights and
+    states, and writes the next standardized weights, in one pass over memory; the passes of the
+    model find their weights standardized.
+
+        handle = torch_ws.fuse(model, optimizer)
+        for x, y in batches:
+            loss(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Parameters, state dicts, parameter groups, schedulers, hooks, closures and GradScaler stay
+    torch's. `weight.grad` behaves as the gradient of the weight; it is computed when somebody reads
+    it before the step, and is used up by the step. docs/gradients.md says what that means.
+
+    Args:
+        model: any module with torch_ws layers, before or after wrapping in
+            DistributedDataParallel.
+        optimizer: torch.optim's SGD, Adam or AdamW: one call a parameter group. With any other
+            torch.optim.Optimizer, and for what `unfused` names, weights are standardized once a
+            step.
+        agc: adaptive gradient clipping of the model's parameters in `optimizer`, by output channel
+            (vectors as a whole) and before weight decay, as timm's adaptive_clip_grad: a number for
+            all; or a mapping of parameters' names to numbers, or a function of the name that
+            returns a number or None, for some (NFNets leave out the classifier).
+        agc_eps: the least norm of a unit that clipping counts with.
+
+    Returns:
+        A handle: ``remove()``; ``refresh()``, to be called after writes to weights that PyTorch
+        counts no version for (through ``.data``, by raw pointers); ``unfused``, a dict of the
+        layers that the step has no kernel for, and why.
+
+    Raises:
+        TypeError: `model` is no module, `optimizer` no torch.optim.Optimizer, or a number of agc
+            none.
+        ValueError: no layer of the model has its weight in the optimizer; a parameter is in two
+            groups; a number is not positive; agc names no parameter of the model, or the optimizer
+            is none of SGD, Adam and AdamW; a module of FullyShardedDataParallel (FSDP1); a
+            ZeroRedundancyOptimizer.
+        RuntimeError: the model or the optimizer is fused already, grouped or held;
+            ``optimizer.step`` is compiled.
+    """
+    check_module(model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    _check_kinds(model, optimizer)
+    clips = _clips(model, optimizer, agc)
+    check_float("agc_eps", agc_eps)
+    if not (agc_eps > 0 and math.isfinite(agc_eps)):
+        raise ValueError(f"agc_eps must be positive and finite, got {agc_eps}")
+    return Fused(model, optimizer, clips, agc_eps, *_layers(model, optimizer))
+
+
+class Fused:
+    """What `fuse` returns."""
+
+    def __init__(self, model, optimizer, clips, clip_eps, layers, unfused):
+        self._model = type(model).__name__
+        self._layers: dict[torch.Tensor, FusedLayer] = layers
+        self._others: dict[str, str] = unfused
+        self._step = FusedStep(optimizer, layers, clips.get, clip_eps)
+        self._removed = False
+        for fused in layers.values():
+            fused.layer.__dict__["_provider"] = fused
+        _optimizers.add(optimizer)
+        _compute_before_steps()
+
+    @property
+    def unfused(self) -> dict[str, str]:
+        """The names of layers that the step has no kernel for, and why."""
+        without = {f.name: f.reason for f in self._layers.values() if f.reason is not None}
+        return {**self._others, **without}
+
+    def refresh(self) -> None:
+        """Has the weights standardized again at their next use."""
+        for fused in self._layers.values():
+            fused.layer.__dict__.pop("_cached", None)
+
+    def remove(self) -> None:
+        """Undoes `fuse`: gradients become ordinary ones, and layers standardize for themselves."""
+        if self._removed:
+            return
+        self._removed = True
+        self._step.remove()
+        _optimizers.discard(self._step.optimizer)
+        for fused in self._layers.values():
+            if fused.layer._provider is fused:
+                fused.layer.__dict__.pop("_provider")
+            fused.compute_grad()
+
+    def __repr__(self):
+        if self._removed:
+            return "Fused(removed)"
+        optimizer, without = type(self._step.optimizer).__name__, len(self.unfused)
+        count = len(self._layers) + len(self._others) - without
+        return f"Fused({self._model}: {count} layers in {optimizer}.step, {without} unfused)"
+
+
+_optimizers: weakref.WeakSet = weakref.WeakSet()  # that are fused
+_hooks: list = []
+
+
+def _compute_before_steps():
+    """From the first call of fuse on, optimizers that are not fused find ordinary gradients."""
+    if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_compute))
+
+
+def _compute(optimizer, args, kwargs):
+    if torch.compiler.is_compiling() or optimizer in _optimizers:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if type(parameter.grad) is StandardizedGrad:
+                value_of(parameter.grad)
+
+
+def _check_kinds(model, optimizer):
+    """Raises for what would go wrong without a word."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model must not be sharded by FullyShardedDataParallel (FSDP1), which trains flat "
+            "parameters: use fully_shard (FSDP2)"
+        )
+    zero = sys.modules.get("torch.distributed.optim")
+    if zero and isinstance(optimizer, getattr(zero, "ZeroRedundancyOptimizer", ())):
+        raise ValueError(
+            "optimizer must not be a ZeroRedundancyOptimizer, whose ranks step parts of the "
+            "weights: give torch.optim's to fuse"
+        )
+    if hasattr(optimizer.step, "_torchdynamo_orig_callable"):
+        raise RuntimeError("optimizer.step must not be compiled: fuse is to replace a part of it")
+    if optimizer in _optimizers:
+        raise RuntimeError("optimizer is fused already: fuse the module that has all its weights")
+    if any("_ws_group" in module.__dict__ for module in model.modules()):
+        raise RuntimeError("model is grouped: call remove() of torch_ws.group's handle first")
+    seen: set = set()
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if parameter in seen:
+                raise ValueError(
+                    f"optimizer must have each parameter once; one of shape "
+                    f"{tuple(parameter.shape)} is in group {number} again"
+                )
+            seen.add(parameter)
+
+
+def _layers(model, optimizer):
+    """({weight: FusedLayer}, {name: why there is none}); raises where there is nothing to fuse."""
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    found: dict = {}
+    unfused: dict = {}
+    owners: dict = {}  # weight -> the first layer that has it
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Standardized):
+            continue
+        weight = layer._parameters.get("weight")
+        provider = layer._provider
+        if isinstance(provider, FusedLayer) and weight in groups:
+            raise RuntimeError(f"{name or 'model'} is fused already: call remove() of its handle")
+        if layer._is_provided_for():
+            raise RuntimeError("fuse must not be called inside a block of torch_ws.hold")
+        if weight is None:
+            unfused[name] = "its weight is computed (torch.nn.utils.parametrize)"
+        elif weight not in groups:
+            unfused[name] = "its weight is not in the optimizer"
+        elif is_traceable_wrapper_subclass(weight) or type(weight) is not nn.Parameter:
+            unfused[name] = f"its weight is a {type(weight).__name__}"
+        elif provider is not None and provider.permanent:
+            unfused[name] = f"its weight comes from a {type(provider).__name__}"
+        elif isinstance(layer, _ConvTranspose) and layer.groups > 1:
+            unfused[name] = "a transposed convolution with groups has its channels in pieces"
+        elif weight in owners:
+            first = owners[weight]
+            unfused[name] = unfused[first] = "two layers share its weight"
+            found.pop(weight, None)
+        else:
+            owners[weight] = name
+            reason = reason_of(optimizer, groups[weight], weight)
+            found[weight] = FusedLayer(name, layer, reason)
+    if not found:
+        reasons = "; ".join(f"{name or 'model'}: {why}" for name, why in list(unfused.items())[:3])
+        raise ValueError(
+            "model must have a layer of torch_ws whose weight is in the optimizer"
+            + (f"; got {reasons}" if reasons else f"; {type(model).__name__} has none")
+        )
+    return found, unfused
+
+
+def _clips(model, optimizer, agc) -> dict[torch.Tensor, float]:
+    """AGC's number of each of the model's parameters in the optimizer that has one."""
+    if agc is None:
+        return {}
+    if type(optimizer) not in KINDS:
+        raise ValueError(
+            f"agc must be None for {type(optimizer).__name__}: only torch.optim's SGD, Adam and "
+            "AdamW have a kernel that clips"
+        )
+    named = dict(model.named_parameters())
+    if isinstance(agc, Mapping):
+        for name in agc:
+            if name not in named:
+                raise ValueError(f"agc must name parameters of the model; it has no {name!r}")
+        choose = agc.get
+    elif callable(agc):
+        choose = agc
+    else:
+        choose = dict.fromkeys(named, agc).get
+    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    clips = {}
+    for name, parameter in named.items():
+        clip = choose(name)
+        if clip is None or parameter not in stepped:
+            continue
+        check_float(f"agc of {name!r}", clip)
+        if not (clip > 0 and math.isfinite(clip)):
+            raise ValueError(f"agc of {name!r} must be positive and finite, got {clip}")
+        clips[parameter] = clip
+    return clips

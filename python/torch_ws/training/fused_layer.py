@@ -1,0 +1,113 @@
+"""A fused model's layer in a pass: it serves a weight that is stored, and defers its gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core.autograd import Standardize
+from ..core.private import accumulates, direct_apply, in_transform
+from ..core.standardize import fan_in_of
+from ..core.update import raw_norms_many
+from ..layers.cache import keepable, stored
+from .deferred import Deferred, StandardizedGrad, deferred_of
+from .provider import Provider
+
+
+class Serve(Standardize):
+    """Standardize's node where the result has been computed before.
+
+    Called by `serve` with ``(weight, gain, shift, arguments, layer)``; arguments: the op's, with
+    the result in the place of dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, gain, shift, arguments, layer):
+        ctx.save_for_backward(weight, gain)
+        ctx.arguments = (*arguments[:-1], None)
+        ctx.layer = layer
+        return arguments[-1].detach()  # with a version counter in common, and memory
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight_needs, gain_needs, shift_needs, *_ = ctx.needs_input_grad
+        if (
+            not (weight_needs and ctx.layer.deferring)
+            or torch.is_grad_enabled()
+            or in_transform()
+            or torch.compiler.is_compiling()
+            or type(grad) is not torch.Tensor
+            or not accumulates(leaf := ctx.next_functions[0][0])
+        ):
+            return *Standardize.backward(ctx, grad), None
+        weight, gain = ctx.saved_tensors
+        arguments = ctx.arguments[:-1]
+        squared = grad_gain = grad_shift = None
+        if gain_needs or shift_needs:
+            numbers = list(map(float, arguments[1:]))
+            rows, grad_gain, grad_shift = raw_norms_many(
+                [grad], [weight], [gain], [arguments[0]], numbers, True
+            )
+            squared = rows.sum()
+        parameter = leaf.variable  # under checkpointing, what has been saved is another tensor
+        deferred = Deferred(parameter, gain, arguments, grad, squared)
+        return (
+            StandardizedGrad(deferred, parameter),
+            grad_gain if gain_needs else None,
+            grad_shift if shift_needs else None,
+            None,
+            None,
+        )
+
+
+serve = direct_apply(Serve)  # after needs_reference(), which keepable() asks
+
+
+class FusedLayer(Provider):
+    """One layer of a fused model, and its Provider.
+
+    reason: why the optimizer's step has no kernel for it, which then leaves an ordinary gradient;
+    None: it has one.
+    """
+
+    idle = permanent = keeps = True
+
+    def __init__(self, name: str, layer, reason: str | None):
+        self.name = name
+        self.layer = layer
+        self.reason = reason
+
+    @property
+    def deferring(self) -> bool:
+        """True if gradients may be left to the step."""
+        return self.reason is None
+
+    def arguments(self, weight) -> tuple:
+        """The op's: (channel_dim, eps, eps_mode, correction, center, scale)."""
+        formula, channel_dim = self.layer.formula, self.layer.channel_dim
+        return channel_dim, *(formula.fixed or formula.arguments(fan_in_of(weight, channel_dim)))
+
+    def take(self, layer, tensors, dtype):
+        """The stored weight, as the result of a node where gradients are needed."""
+        entry = stored(layer, tensors, dtype) if keepable(tensors) else None
+        if entry is None:
+            return None
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return serve(*tensors, (*self.arguments(tensors[0]), entry.result), self)
+        return entry.result.detach()  # others' reading counts as a user of the memory
+
+    def compute_grad(self):
+        """Puts an ordinary gradient in the place of a deferred one, if it can still be computed."""
+        deferred = deferred_of(self.layer.weight.grad)
+        if deferred is not None and not deferred.is_lost():
+            deferred.compute()
+
+    def move(self, move):
+        self.compute_grad()
+        deferred = deferred_of(self.layer.weight.grad)
+        if deferred is None:
+            return move()
+        self.layer.weight.grad = None
+        result = move()
+        weight = self.layer.weight
+        weight.grad = StandardizedGrad(deferred, weight)  # lost before, and lost now
+        return result
