@@ -3,6 +3,7 @@
 import torch
 import torch_ws
 from small_network import Calls, loss_of, twins
+from torch_ws.training import deferred
 
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {}),
@@ -32,6 +33,22 @@ def fused_pair(name, lr=0.02, **options):
     model, judge = twins()
     optimizer, plain = make(name, model, lr), make(name, judge, lr)
     return model, optimizer, torch_ws.fuse(model, optimizer, **options), judge, plain
+
+
+class Computed:
+    """Counts what is computed of deferred gradients: "norms" in one call, or a gradient "value"."""
+
+    def __init__(self, monkeypatch):
+        self.counts: dict = {}
+        for name, kind in (("raw_norms_many", "norms"), ("raw_backward", "value")):
+            monkeypatch.setattr(deferred, name, self.counting(kind, getattr(deferred, name)))
+
+    def counting(self, kind, function):
+        def counted(*arguments):
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            return function(*arguments)
+
+        return counted
 
 
 def train(model, optimizer, batches):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -32,6 +33,9 @@ from ..core.private import (
     references,
 )
 from ..core.update import raw_norms_many
+
+if TYPE_CHECKING:
+    from .fused_layer import FusedLayer
 
 aten = torch.ops.aten
 
@@ -103,6 +107,7 @@ class Deferred:
     """
 
     __slots__ = (
+        "_owner",
         "_squared",
         "_weight",
         "arguments",
@@ -114,7 +119,8 @@ class Deferred:
         "value",
     )
 
-    def __init__(self, weight, gain, arguments, grad, squared=None):
+    def __init__(self, owner: FusedLayer, weight, gain, arguments, grad, squared=None):
+        self._owner = weakref.ref(owner)
         self._weight = weakref.ref(weight)
         self.gain = gain.detach() if gain is not None and gain.requires_grad else gain
         self.map = _map(weight, gain)
@@ -209,7 +215,8 @@ class Deferred:
     def norm(self) -> torch.Tensor:
         """|g|, in the weight's dtype."""
         if self._squared is None:
-            measure([self])
+            owner = self._owner()
+            _measure([self, *(owner.pending() if owner is not None else ())])
         norm = self._squared.sqrt()  # type: ignore[union-attr]  # measured
         return norm if self.factor is None else norm * self.factor.abs().reshape(())
 
@@ -227,9 +234,11 @@ def _alone():
 _ALONE = _alone()
 
 
-def measure(some: Iterable[Deferred]) -> None:
-    """Finds the norms of gradients on one device in one call, which reads g_hat and w once."""
-    some = [deferred for deferred in some if deferred._squared is None]
+def _measure(some: Iterable[Deferred]) -> None:
+    """Finds norms on the first's device in one call, which reads g_hat and w once."""
+    some = list({deferred: None for deferred in some if deferred._squared is None})
+    device = some[0].grad.device  # type: ignore[union-attr]  # deferred
+    some = [deferred for deferred in some if deferred.grad.device == device]
     with torch.no_grad():
         squared = raw_norms_many(
             [deferred.grad for deferred in some],
@@ -248,7 +257,7 @@ def _map(weight, gain):
     return tuple((t._version, t.data_ptr()) for t in (weight, gain) if t is not None)
 
 
-# ---- operations that need no value; each returns NotImplemented where it does ----------------------
+# ---- operations that need no value; each returns NotImplemented where it does ------------------
 
 
 def _detach(grad):
@@ -261,7 +270,7 @@ def _add(grad, other, *, alpha=1):
     if mine is None or others is None or alpha != 1 or not mine.matches(others):
         return NotImplemented
     weight = mine.weight()
-    total = Deferred(weight, mine.gain, mine.arguments, mine.own().clone())
+    total = Deferred(mine._owner(), weight, mine.gain, mine.arguments, mine.own().clone())
     total.add(others)
     return StandardizedGrad(total, weight)
 
@@ -350,9 +359,6 @@ def _norm(grad, ord=2, dim=None, keepdim=False, *, dtype=None):
 def _foreach_norm(grads, ord=2, dtype=None):
     if ord != 2 or dtype is not None:
         return NotImplemented
-    deferred = [grad.deferred for grad in grads if deferred_of(grad) is not None]
-    if deferred:
-        measure(deferred)
     others = [value_of(grad) for grad in grads if deferred_of(grad) is None]
     norms = iter(foreach_norm(others, ord) if others else ())
     return [next(norms) if deferred_of(g) is None else g.deferred.norm() for g in grads]

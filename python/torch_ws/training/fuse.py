@@ -96,6 +96,7 @@ class Fused:
         self._step = FusedStep(optimizer, layers, clips.get, clip_eps)
         self._removed = False
         for fused in layers.values():
+            fused.peers = layers
             fused.layer.__dict__["_provider"] = fused
         _optimizers.add(optimizer)
         _compute_before_steps()

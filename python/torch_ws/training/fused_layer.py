@@ -49,7 +49,7 @@ class Serve(Standardize):
             )
             squared = rows.sum()
         parameter = leaf.variable  # under checkpointing, what has been saved is another tensor
-        deferred = Deferred(parameter, gain, arguments, grad, squared)
+        deferred = Deferred(ctx.layer, parameter, gain, arguments, grad, squared)
         return (
             StandardizedGrad(deferred, parameter),
             grad_gain if gain_needs else None,
@@ -75,6 +75,7 @@ class FusedLayer(Provider):
         self.name = name
         self.layer = layer
         self.reason = reason
+        self.peers: dict = {}  # the model's weights -> their FusedLayers
 
     @property
     def deferring(self) -> bool:
@@ -94,6 +95,11 @@ class FusedLayer(Provider):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return serve(*tensors, (*self.arguments(tensors[0]), entry.result), self)
         return entry.result.detach()  # others' reading counts as a user of the memory
+
+    def pending(self) -> list[Deferred]:
+        """The model's gradients that are not computed, and can be."""
+        found = [deferred_of(weight.grad) for weight in self.peers]
+        return [deferred for deferred in found if deferred is not None and not deferred.is_lost()]
 
     def compute_grad(self):
         """Puts an ordinary gradient in the place of a deferred one, if it can still be computed."""
