@@ -234,7 +234,6 @@ def test_a_weight_that_was_written_to():
     for write in (
         lambda layer: torch.nn.init.normal_(layer.weight),
         lambda layer: setattr(layer.weight, "data", layer.weight.data.clone()),
-        lambda layer: torch.nn.init.ones_(layer.gain),
     ):
         model, optimizer, _, _, _ = fused_pair("SGD")
         loss_of(model, batch()).backward()
@@ -247,6 +246,25 @@ def test_a_weight_that_was_written_to():
         for name, value in model.state_dict().items():  # no weight was stepped
             assert torch.equal(value, changed[name]), name
         assert before.keys() == changed.keys()
+
+
+def test_a_gain_that_is_stepped_before_its_weight():
+    """By another optimizer, or between two backward passes."""
+    model, judge = twins()
+    for net in (model, judge):
+        weights = torch.optim.SGD([p for p in net.parameters() if p.dim() > 1], lr=0.01)
+        vectors = torch.optim.SGD([p for p in net.parameters() if p.dim() <= 1], lr=0.5)
+        if net is model:
+            torch_ws.fuse(net, weights)
+        for size in (1, 2, 3):
+            x = torch.ones(size, 3, 6, 6, dtype=torch.float64)
+            loss_of(net, x).backward()
+            vectors.step()
+            loss_of(net, x).backward()
+            vectors.step()
+            weights.step()
+            net.zero_grad()
+    assert_same(model, judge)
 
 
 def test_it_does_not_keep_the_weight():

@@ -155,6 +155,11 @@ def hook_first(optimizer: torch.optim.Optimizer, hook: Callable):
     return handle
 
 
+def is_compiled_function(function: Callable) -> bool:
+    """True for what torch.compile has made of a function; it leaves nothing public."""
+    return hasattr(function, "_torchdynamo_inline")
+
+
 # A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.
 local_tensor = attrgetter("_local_tensor")
 

@@ -14,6 +14,7 @@ without storing g, and whatever else comes computes g once, which then takes the
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -113,8 +114,9 @@ class Deferred:
         "arguments",
         "factor",
         "gain",
+        "gain_state",
         "grad",
-        "map",
+        "state",
         "used",
         "value",
     )
@@ -122,8 +124,10 @@ class Deferred:
     def __init__(self, owner: FusedLayer, weight, gain, arguments, grad, squared=None):
         self._owner = weakref.ref(owner)
         self._weight = weakref.ref(weight)
-        self.gain = gain.detach() if gain is not None and gain.requires_grad else gain
-        self.map = _map(weight, gain)
+        self.state = _state(weight)
+        # A copy: a step may come to the gain first.
+        self.gain = None if gain is None else gain.detach().clone()
+        self.gain_state = None if gain is None else _state(gain)
         self.arguments = arguments  # (channel_dim, eps, eps_mode, correction, center, scale)
         self.grad: torch.Tensor | None = grad  # g_hat, in the result's dtype or the weight's
         self.factor: torch.Tensor | None = None  # float32, one element
@@ -141,8 +145,8 @@ class Deferred:
             )
         if self.is_lost():
             raise RuntimeError(
-                "weight.grad was not computed yet when its weight or gain was written to or freed, "
-                "and cannot be any more (torch_ws.fuse): read it first, as by "
+                "weight.grad was not computed yet when its weight was written to or freed, and "
+                "cannot be any more (torch_ws.fuse): read it first, as by "
                 "weight.grad = weight.grad.clone()"
             )
         return self._weight()  # type: ignore[return-value]  # not lost
@@ -150,7 +154,7 @@ class Deferred:
     def is_lost(self) -> bool:
         """True if it cannot be computed any more."""
         weight = self._weight()
-        return self.used or weight is None or _map(weight, self.gain) != self.map
+        return self.used or weight is None or _state(weight) != self.state
 
     def compute(self) -> torch.Tensor:
         """The gradient, which takes the place of this in weight.grad."""
@@ -203,8 +207,8 @@ class Deferred:
 
     def matches(self, other: Deferred) -> bool:
         """True if the two are of one weight, by the same map."""
-        same = self._weight() is other._weight() and self.map == other.map
-        return same and self.arguments == other.arguments
+        same = self._weight() is other._weight() and self.state == other.state
+        return same and self.gain_state == other.gain_state and self.arguments == other.arguments
 
     def zero(self) -> None:
         """Makes it the gradient 0, also of a weight that has been stepped since."""
@@ -252,9 +256,9 @@ def _measure(some: Iterable[Deferred]) -> None:
             deferred._squared = rows.sum()
 
 
-def _map(weight, gain):
-    """What tells whether J(w) is still the same."""
-    return tuple((t._version, t.data_ptr()) for t in (weight, gain) if t is not None)
+def _state(weight):
+    """What tells whether the weight is still the same."""
+    return weight._version, weight.data_ptr()
 
 
 # ---- operations that need no value; each returns NotImplemented where it does ------------------
@@ -269,10 +273,10 @@ def _add(grad, other, *, alpha=1):
     mine, others = deferred_of(grad), deferred_of(other)
     if mine is None or others is None or alpha != 1 or not mine.matches(others):
         return NotImplemented
-    weight = mine.weight()
-    total = Deferred(mine._owner(), weight, mine.gain, mine.arguments, mine.own().clone())
+    total = copy.copy(mine)
+    total.grad = mine.own().clone()
     total.add(others)
-    return StandardizedGrad(total, weight)
+    return StandardizedGrad(total, mine.weight())
 
 
 def _add_(grad, other, *, alpha=1):

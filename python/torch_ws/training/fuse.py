@@ -12,12 +12,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .._check import check_float, check_module
-from ..core.private import is_traceable_wrapper_subclass
+from ..core.private import is_compiled_function, is_traceable_wrapper_subclass
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 from .deferred import StandardizedGrad, value_of
 from .fused_layer import FusedLayer
-from .fused_step import KINDS, FusedStep, reason_of
+from .fused_step import COMPILED, KINDS, FusedStep, reason_of
 
 Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
 
@@ -165,8 +165,8 @@ def _check_kinds(model, optimizer):
             "optimizer must not be a ZeroRedundancyOptimizer, whose ranks step parts of the "
             "weights: give torch.optim's to fuse"
         )
-    if hasattr(optimizer.step, "_torchdynamo_orig_callable"):
-        raise RuntimeError("optimizer.step must not be compiled: fuse is to replace a part of it")
+    if is_compiled_function(optimizer.step):
+        raise RuntimeError(COMPILED)
     if optimizer in _optimizers:
         raise RuntimeError("optimizer is fused already: fuse the module that has all its weights")
     if any("_ws_group" in module.__dict__ for module in model.modules()):

@@ -31,12 +31,14 @@ class Serve(Standardize):
     def backward(ctx, grad):
         weight_needs, gain_needs, shift_needs, *_ = ctx.needs_input_grad
         if (
-            not (weight_needs and ctx.layer.deferring)
+            not (weight_needs and ctx.layer.reason is None)
             or torch.is_grad_enabled()
             or in_transform()
             or torch.compiler.is_compiling()
             or type(grad) is not torch.Tensor
             or not accumulates(leaf := ctx.next_functions[0][0])
+            # under checkpointing, what has been saved is another tensor
+            or ctx.layer.peers.get(parameter := leaf.variable) is not ctx.layer
         ):
             return *Standardize.backward(ctx, grad), None
         weight, gain = ctx.saved_tensors
@@ -48,7 +50,6 @@ class Serve(Standardize):
                 [grad], [weight], [gain], [arguments[0]], numbers, True
             )
             squared = rows.sum()
-        parameter = leaf.variable  # under checkpointing, what has been saved is another tensor
         deferred = Deferred(ctx.layer, parameter, gain, arguments, grad, squared)
         return (
             StandardizedGrad(deferred, parameter),
@@ -76,11 +77,6 @@ class FusedLayer(Provider):
         self.layer = layer
         self.reason = reason
         self.peers: dict = {}  # the model's weights -> their FusedLayers
-
-    @property
-    def deferring(self) -> bool:
-        """True if gradients may be left to the step."""
-        return self.reason is None
 
     def arguments(self, weight) -> tuple:
         """The op's: (channel_dim, eps, eps_mode, correction, center, scale)."""

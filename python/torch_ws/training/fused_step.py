@@ -25,6 +25,9 @@ DTYPES = (torch.float32, torch.float64)
 KINDS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # and no subclass, which may differ
 
 
+COMPILED = "optimizer.step must not be compiled: torch_ws.fuse is to replace a part of it"
+
+
 @dataclasses.dataclass
 class _Update:
     """A weight's part in a step."""
@@ -47,6 +50,7 @@ class FusedStep:
         self.layers = layers
         self.clip_of = clip_of
         self.clip_eps = clip_eps
+        self.gathered = 0  # groups of this step
         self.pending: list[tuple[dict, list[_Update]]] = []
         self.own_gather: Callable | None = None
         self.hooks = [optimizer.register_step_pre_hook(self.begin)]
@@ -62,14 +66,17 @@ class FusedStep:
             gather_with(self.optimizer, None)
             counts_itself.discard(self.optimizer)
 
+    @torch.compiler.disable
     def begin(self, optimizer, args, kwargs):
         """Before the step, and before a closure."""
-        if torch.compiler.is_compiling():
-            raise RuntimeError("torch_ws.fuse: optimizer.step must not be compiled")
-        self.pending = []
+        self.gathered, self.pending = 0, []
 
+    @torch.compiler.disable
     def gather(self, group: dict, *lists):
         """torch's gathering of a group, without the weights that have a kernel, which wait."""
+        if torch.compiler.is_compiling():  # which calls this once, and then no more
+            raise RuntimeError(COMPILED)
+        self.gathered += 1
         waiting, others = [], []
         for parameter in group["params"]:
             fused = self.layers.get(parameter)
@@ -108,15 +115,17 @@ class FusedStep:
                 grad, factor, gain = value_of(weight.grad), None, None
             else:
                 deferred.weight()  # raises if it was written to
-                grad, factor = deferred.grad, deferred.factor
-                gain = None if deferred.gain is None else deferred.gain.clone()  # torch's to step
+                grad, factor, gain = deferred.grad, deferred.factor, deferred.gain
             of_weight = deferred is None
             updates.append(_Update(fused, weight, states, steps[i], grad, of_weight, factor, gain))
         return updates
 
+    @torch.compiler.disable
     @torch.no_grad()
     def finish(self, optimizer, args, kwargs):
         """After torch's step: the weights that waited, and what is stored of their layers."""
+        if self.gathered != len(optimizer.param_groups):
+            raise RuntimeError(COMPILED)  # before fuse: it has not asked
         pending, self.pending = self.pending, []
         updated: dict = {}  # weight -> its layer and the layer's next standardized weight
         for group, updates in pending:

@@ -56,7 +56,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
         TypeError: `model` is not a module, or `bucket_mb` not a number.
         ValueError: `bucket_mb` is not positive, or `model` has a `forward` of its own beside its
             class's.
-        RuntimeError: a part of the model belongs to a group already.
+        RuntimeError: a part of the model belongs to a group already, or is fused.
     """
     check_module(model)
     if bucket_mb is not None:
@@ -71,6 +71,12 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
             f"model must not have its forward replaced on the instance; {type(model).__name__} has"
         )
     modules = set(model.modules())
+    for layer in modules:
+        if isinstance(layer, Standardized) and layer._provider and layer._provider.keeps:
+            raise RuntimeError(
+                "model is fused (torch_ws.fuse): its steps make the standardized weights that group"
+                " would; call remove() of that handle first"
+            )
     for other in _grouped:
         if not modules.isdisjoint(other.modules()):
             raise RuntimeError(
