@@ -75,8 +75,10 @@ bool find_gradient(const Args& a, const RowLength& cols, int64_t row, const Form
   const Scale<A, kScaled> up(s.exponent + gain.exponent + exponent - exponent_g);
   const Scale<A, kScaled> up_gain(s.exponent - exponent_g), up_shift(-exponent_g);
   const double sum_g = static_cast<double>(mg) * cols.count + centered[2];
-  use(RowGradient<W, G, kScaled>{w, g, m, mg, factor_w, factor_g, -(rg * factor_g + r * factor_w),
-                                 up, up_gain(channel.s * dot), up_shift(static_cast<A>(sum_g))});
+  // Of two products in a sum the compiler would fuse either, here one and there the other.
+  const A offset = -multiply_add(V{} + rg, V{} + factor_g, V{} + r * factor_w)[0];
+  use(RowGradient<W, G, kScaled>{w, g, m, mg, factor_w, factor_g, offset, up,
+                                 up_gain(channel.s * dot), up_shift(static_cast<A>(sum_g))});
   return true;
 }
 
