@@ -1,8 +1,7 @@
 """The memory of a group's results, which its next pass writes to again.
 
-Freed memory goes back to the system, and comes again page by page, at a third to a half of what a
-pass costs. What has it any longer is never written: a graph whose backward is still to come,
-whoever keeps a weight, another process.
+Freed memory may go back to the system, from where it comes page by page. What has another user is
+never written: a graph whose backward is to come, whoever keeps a weight, another process.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ Tensor = torch.Tensor
 
 
 class Buffers:
-    """For each layer of the last pass a tensor that no one else has, in its result's memory.
+    """For each layer of the last pass a tensor in its result's memory, which nobody else gets.
 
-    So that one more tensor there tells of a user, be it only the graph, which refers to results
-    without Python's knowledge. Threads take a buffer by one operation on the dictionary.
+    Another tensor there tells of a user, be it a graph, whose references Python does not see.
+    Threads share the buffers: each is taken by one operation on the dictionary.
     """
 
     def __init__(self):
