@@ -48,6 +48,7 @@ STABLE_TORCH_LIBRARY_IMPL(ws, CUDA, m) {
   m.impl("backward_affine", TORCH_BOX(&backward_affine<run_on_cuda>));
   m.impl("standardize_many", TORCH_BOX(&forward_many<run_on_cuda>));
   m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cuda>));
+  m.impl("forward_into", TORCH_BOX(&forward_into<run_on_cuda>));
   m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cuda>));
 }
 

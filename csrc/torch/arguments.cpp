@@ -41,6 +41,15 @@ Tensor copy_with_strides_of(const Tensor& result, const Tensor& source) {
   return torch::stable::copy_(copy, source);
 }
 
+// A dense result can be written to as it lies.
+void check_out(const Tensor& out, const Tensor& weight) {
+  STD_TORCH_CHECK(same_sizes(out, weight) && out.device() == weight.device(),
+                  "ws: out must have the weight's shape and device");
+  STD_TORCH_CHECK(weight.numel() == 0 || is_dense(view_of(out)),
+                  "ws: out must fill its memory without gaps");
+  check_memory(out, "out");
+}
+
 // A gradient of gain or shift [rows]; nothing is written to it for an empty weight.
 Tensor new_vector(const Tensor& weight, int64_t rows) {
   return weight.numel() > 0 ? torch::stable::new_empty(weight, {rows})
@@ -117,7 +126,8 @@ Gradient checked_gradient(const Tensor& grad, const Tensor& weight, std::optiona
 
 Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
                               std::optional<Tensor> shift, int64_t channel_dim,
-                              const Numbers& numbers, std::optional<ScalarType> dtype) {
+                              const Numbers& numbers, std::optional<ScalarType> dtype,
+                              std::optional<Tensor> out) {
   channel_dim = checked_channel_dim(weight, channel_dim);
   const int64_t rows = weight.size(channel_dim);
   const Formula formula = checked_formula(weight, channel_dim, numbers);
@@ -126,9 +136,10 @@ Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
   check_memory(weight, "weight");
   gain = checked_vector(std::move(gain), "gain", weight, rows);
   shift = checked_vector(std::move(shift), "shift", weight, rows);
+  if (out) check_out(*out, weight);
   Call<Forward> call{{{}, formula, {}, {}},
                      types,
-                     {empty_like(weight, out_dtype), std::move(weight)},
+                     {out ? *out : empty_like(weight, out_dtype), std::move(weight)},
                      {std::move(gain), std::move(shift)}};
   if (call.operands[Forward::kWeight].numel() > 0) describe(call, channel_dim);
   return call;

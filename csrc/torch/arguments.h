@@ -16,9 +16,11 @@ struct Call {
 };
 
 // An empty weight leaves shape.rows at 0: there is nothing to launch.
+// The result is `out` where one is given, of that dtype; else a new tensor.
 Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
                               std::optional<Tensor> shift, int64_t channel_dim,
-                              const Numbers& numbers, std::optional<ScalarType> dtype);
+                              const Numbers& numbers, std::optional<ScalarType> dtype,
+                              std::optional<Tensor> out = {});
 
 // With `affine`, gradients of gain and shift too.
 Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,

@@ -96,6 +96,19 @@ std::vector<Tensor> forward_many(std::vector<Tensor> weights,
   }));
 }
 
+// Into memory that is there.
+template <Run<Forward> run>
+void forward_into(std::vector<Tensor> outs, std::vector<Tensor> weights,
+                  std::vector<std::optional<Tensor>> gains,
+                  std::vector<std::optional<Tensor>> shifts, std::vector<int64_t> channel_dims,
+                  std::vector<double> formulas) {
+  check_lists(weights, {outs.size(), gains.size(), shifts.size(), channel_dims.size()}, formulas);
+  run_all(run, weights.size(), [&](size_t i) {
+    return prepare_forward(weights[i], gains[i], shifts[i], channel_dims[i],
+                           numbers_of(formulas, i), outs[i].scalar_type(), outs[i]);
+  });
+}
+
 template <Run<Backward> run>
 std::vector<Tensor> backward_many(std::vector<Tensor> grads, std::vector<Tensor> weights,
                                   std::vector<std::optional<Tensor>> gains,

@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(ws, m) {
   m.def(
       "forward_many(Tensor[] weights, Tensor?[] gains, Tensor?[] shifts, int[] channel_dims, "
       "float[] formulas, ScalarType? dtype) -> Tensor[]");
+  // into outs, whose dtypes choose the results'; whoever calls it counts their versions
+  m.def(
+      "forward_into(Tensor(a!)[] outs, Tensor[] weights, Tensor?[] gains, Tensor?[] shifts, "
+      "int[] channel_dims, float[] formulas) -> ()");
   // the gradients of all weights; with affine, then those of all gains and those of all shifts
   m.def(
       "backward_many(Tensor[] grads, Tensor[] weights, Tensor?[] gains, int[] channel_dims, "
@@ -57,6 +61,7 @@ STABLE_TORCH_LIBRARY_IMPL(ws, CPU, m) {
   m.impl("backward_affine", TORCH_BOX(&backward_affine<run_on_cpu>));
   m.impl("standardize_many", TORCH_BOX(&forward_many<run_on_cpu>));
   m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cpu>));
+  m.impl("forward_into", TORCH_BOX(&forward_into<run_on_cpu>));
   m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cpu>));
   m.impl("norms_many", TORCH_BOX(&norms_many<run_on_cpu>));
   m.impl("update_many", TORCH_BOX(&update_many<run_on_cpu>));

@@ -193,22 +193,40 @@ def check(
 def check_backward(grad, weight, gain, *arguments) -> None:
     """Raises for what ws::backward refuses; the arguments are the op's."""
     check(weight, gain, None, *arguments)
-    if not isinstance(grad, torch.Tensor):
-        raise TypeError(f"grad must be a torch.Tensor, got {type(grad).__name__}")
-    if grad.layout != torch.strided or grad.is_quantized:
-        raise NotImplementedError("grad must be a dense (strided) tensor")
-    if grad.shape != weight.shape:
+    _check_like_result("grad", grad, weight)
+
+
+def check_into(out, weight, gain, shift, *arguments) -> None:
+    """Raises for what ws::forward_into refuses of one weight and its `out`."""
+    check(weight, gain, shift, *arguments)
+    _check_like_result("out", out, weight)
+    if out.numel() > 0 and out.stride() != torch.empty_like(out, device="meta").stride():
         raise ValueError(
-            f"grad must have the weight's shape {tuple(weight.shape)}, got {tuple(grad.shape)}"
+            f"out must fill its memory without gaps, got shape {tuple(out.shape)} with strides "
+            f"{out.stride()}"
+        )
+
+
+def _check_like_result(name, tensor, weight):
+    """Raises unless it is what a result of `weight` can be."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise NotImplementedError(f"{name} must be a dense (strided) tensor")
+    if tensor.shape != weight.shape:
+        raise ValueError(
+            f"{name} must have the weight's shape {tuple(weight.shape)}, got {tuple(tensor.shape)}"
         )
     allowed = OUTPUT_DTYPES[weight.dtype]
-    if grad.dtype not in allowed:
+    if tensor.dtype not in allowed:
         raise ValueError(
-            f"grad must have dtype {' or '.join(map(_name, allowed))} for a {_name(weight.dtype)} "
-            f"weight, got {_name(grad.dtype)}"
+            f"{name} must have dtype {' or '.join(map(_name, allowed))} for a "
+            f"{_name(weight.dtype)} weight, got {_name(tensor.dtype)}"
         )
-    if grad.device != weight.device:
-        raise ValueError(f"grad must be on the weight's device {weight.device}, got {grad.device}")
+    if tensor.device != weight.device:
+        raise ValueError(
+            f"{name} must be on the weight's device {weight.device}, got {tensor.device}"
+        )
 
 
 def explain(weight, gain, shift, *arguments) -> None:
@@ -221,6 +239,12 @@ def explain_backward(grad, weight, gain, *arguments) -> None:
     """The same for ws::backward."""
     check_backward(grad, weight, gain, *arguments)
     check_memory(grad=grad, weight=weight, gain=gain)
+
+
+def explain_into(out, weight, gain, shift, *arguments) -> None:
+    """The same for ws::forward_into."""
+    check_into(out, weight, gain, shift, *arguments)
+    check_memory(out=out, weight=weight, gain=gain, shift=shift)
 
 
 def check_memory(**tensors):

@@ -72,7 +72,8 @@ def test_no_weight_is_cast_forward_or_backward(mode, dtype):
     else:
         assert found == []
     names = {event.name for event in profiler.events()}
-    assert ("ws::forward" if mode == "layers" else "ws::forward_many") in names
+    op = {"layers": "ws::forward", "hold": "ws::forward_many"}.get(mode, "ws::forward_into")
+    assert op in names
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch_ws
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch_ws.core import private
 
 PACKAGE = Path(torch_ws.__file__).parent
@@ -91,6 +93,7 @@ WHERE = {
     "_forward_pre_hooks": CONVOLUTION,
     "_is_any_autocast_enabled": torch._C,
     "_is_tracing": torch._C,
+    "_len_torch_dispatch_stack": torch._C,
     "_load_state_dict_pre_hooks": CONVOLUTION,
     "_metadata": CONVOLUTION.state_dict(),
     "_op": torch.ops.aten.add.default,
@@ -180,6 +183,29 @@ def test_storage_users_counts_tensors():
     assert private.storage_users(one) == private.storage_users(view) == 3
     del view, detached
     assert private.storage_users(one) == 1
+
+
+def test_storage_users_counts_who_holds_the_storage():
+    """Without a tensor; one object stands for all who have it in Python."""
+    one = torch.empty(4)
+    storage = one.untyped_storage()
+    assert private.storage_users(one) == 2
+    array = one.detach().numpy()
+    assert private.storage_users(one) == 3
+    del storage, array
+    assert private.storage_users(one) == 1
+
+
+def test_in_dispatch_mode():
+    """A mode of one's own, and those that trace."""
+    assert not private.in_dispatch_mode()
+    with torch.utils._python_dispatch.TorchDispatchMode():
+        assert private.in_dispatch_mode()
+    seen = []
+    make_fx(lambda x: (seen.append(private.in_dispatch_mode()), x + 1)[1])(torch.ones(1))
+    with FakeTensorMode():
+        seen.append(private.in_dispatch_mode())
+    assert seen == [True, True] and not private.in_dispatch_mode()
 
 
 def test_in_backward():

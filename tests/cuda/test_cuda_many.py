@@ -4,6 +4,7 @@ import pytest
 import torch
 from cuda_check import all_equal, every_dtype, names_of, needs_gpu
 from torch_ws import standardize, standardize_many
+from torch_ws.core.many import raw_forward_into, scalars_of
 
 pytestmark = needs_gpu
 
@@ -62,6 +63,21 @@ def check(weights, dtype=None, channel_dims=None, formula="paper", missing=()):
 @every_dtype
 def test_bitwise_what_standardize_does(dtypes):
     check(make(dtypes[0]), dtype=dtypes[1])
+
+
+@every_dtype
+def test_into_memory_that_is_there(dtypes):
+    weights = [weight.detach() for weight in make(dtypes[0])]
+    expected = standardize_many(weights, formula="nfnet", dtype=dtypes[1])
+    outs = [torch.full_like(e, torch.nan) for e in expected]
+    addresses = [out.data_ptr() for out in outs]
+    numbers = scalars_of(weights, ["nfnet"] * len(weights), [0] * len(weights))
+    none = [None] * len(weights)
+    raw_forward_into(outs, weights, none, none, [0] * len(weights), numbers)
+    assert all_equal(outs, expected) and [out.data_ptr() for out in outs] == addresses
+    outs[1] = outs[1].cpu()
+    with pytest.raises(ValueError, match="out must be on the weight's device cuda"):
+        raw_forward_into(outs, weights, none, none, [0] * len(weights), numbers)
 
 
 def test_mixed_dtypes():

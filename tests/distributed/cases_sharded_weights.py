@@ -18,6 +18,7 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch_ws.core.many import raw_forward_into
 
 
 def sharded_like(tensor, mesh, placement):
@@ -91,6 +92,40 @@ def sharded_weights_in_a_list(rank, world):
     for e, a in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
         if e is not None:
             assert_same(a.grad, e.grad, "gradient")
+
+
+@case
+def sharded_weights_into_memory_that_is_there(rank, world):
+    """Each rank's part is written where it is; an out that is placed otherwise is refused."""
+    mesh = init_device_mesh("cpu", (world,))
+    weights, gain = [torch.randn(7, 3, 2), torch.randn(4, 5), torch.randn(3, 4)], torch.randn(7)
+    for tensor in (*weights, gain):
+        dist.broadcast(tensor, 0)
+    numbers = [0, 0, 0], [1e-5, 0, 0, 1, 1.0] * 3
+    expected = torch.ops.ws.forward_many(
+        weights, [gain, None, None], [None] * 3, *numbers, torch.bfloat16
+    )
+
+    outs = [
+        distribute_tensor(torch.zeros_like(expected[0]), mesh, [Shard(0)]),
+        distribute_tensor(torch.zeros_like(expected[1]), mesh, [Replicate()]),
+        torch.zeros_like(expected[2]),
+    ]
+    theirs = [
+        distribute_tensor(weights[0], mesh, [Shard(0)]),
+        distribute_tensor(weights[1], mesh, [Shard(1)]),
+        weights[2],
+    ]
+    gains = [distribute_tensor(gain, mesh, [Replicate()]), None, None]
+    raw_forward_into(outs, theirs, gains, [None] * 3, *numbers)
+    for e, out in zip(expected, outs, strict=True):
+        assert_same(out, e, "result", rtol=0, atol=0)
+    outs[1] = distribute_tensor(torch.zeros_like(expected[1]), mesh, [Shard(1)])
+    refused(
+        ValueError,
+        "out must be placed as",
+        lambda: raw_forward_into(outs, theirs, gains, [None] * 3, *numbers),
+    )
 
 
 @case

@@ -16,9 +16,11 @@ from .._check import (
     allocate_again,
     check,
     check_backward,
+    check_into,
     check_weight,
     explain,
     explain_backward,
+    explain_into,
     naming,
 )
 from ..formulas import Arguments, Formula, FormulaName, resolve
@@ -29,7 +31,22 @@ from .standardize import fan_in_of, standardize
 Tensor = torch.Tensor
 
 raw_forward_many = direct(torch.ops.ws.forward_many)
+_forward_into = direct(torch.ops.ws.forward_into)
 _backward_many = direct(torch.ops.ws.backward_many)
+
+
+def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
+    """ws::forward_into, counted as a write to `outs`, and in words what was wrong.
+
+    Nothing is written where anything is refused.
+    """
+    try:
+        _forward_into(outs, weights, gains, shifts, channel_dims, formulas)
+    except RuntimeError:
+        _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, explain_into)
+        allocate_again(outs)
+        raise
+    torch.autograd.graph.increment_version(outs)
 
 
 def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine):
@@ -240,6 +257,16 @@ def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check
             check_one_device(weights, i)
 
 
+def _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, each=check_into):
+    lists = {"outs": outs, "gains": gains, "shifts": shifts, "channel_dims": channel_dims}
+    check_lists(weights, formulas, **lists)
+    for i, weight in enumerate(weights):
+        with naming(f"weights[{i}]"):
+            options = options_of(formulas, i)
+            each(outs[i], weight, gains[i], shifts[i], channel_dims[i], *options)
+            check_one_device(weights, i)
+
+
 def check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
     check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
     for i, weight in enumerate(weights):
@@ -290,4 +317,5 @@ def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
 library.impl("standardize_many", _autograd_many, "Autograd")
 torch.library.register_fake("ws::standardize_many", _fake_forward_many, lib=library)
 torch.library.register_fake("ws::forward_many", _fake_forward_many, lib=library)
+torch.library.register_fake("ws::forward_into", _check_all_into, lib=library)
 torch.library.register_fake("ws::backward_many", _fake_backward_many, lib=library)

@@ -27,9 +27,27 @@ is_tracing = torch._C._is_tracing
 
 
 def storage_users(tensor: torch.Tensor) -> int:
-    """How many tensors, this one included, have the memory of `tensor`; nothing public counts."""
+    """How many have the memory of `tensor`, itself included; nothing public counts tensors.
+
+    Besides them those who refer to the storage in Python, where all share one object.
+    """
     storage = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage` itself
+    tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage` itself
+    return tensors + sys.getrefcount(storage) - _REFERENCES
+
+
+def _references(tensor):
+    storage = tensor.untyped_storage()
+    return sys.getrefcount(storage)
+
+
+# What a storage that nobody refers to in Python has from where it is counted.
+_REFERENCES = _references(torch.empty(0, device="cpu"))
+
+
+def in_dispatch_mode() -> bool:
+    """True where operations go through a TorchDispatchMode, which may record or replace them."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def references(holder) -> tuple[int, int, int]:

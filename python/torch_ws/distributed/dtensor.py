@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from ..core.autograd import library
 
 _OPS = ("standardize", "forward", "backward", "backward_affine")
-_LIST_OPS = ("standardize_many", "forward_many", "backward_many")
+_LIST_OPS = ("standardize_many", "forward_many", "forward_into", "backward_many")
 
 
 class _Sharding:
@@ -30,12 +30,14 @@ class _Sharding:
         self.channels = weight.shape[channel_dim]
 
     def local(self, tensor, name):
-        """This rank's part of the weight, a gradient of its shape, its gain or its shift."""
+        """This rank's part of the weight, a tensor of its shape, its gain or its shift."""
         if tensor is None:
             return None
         if not isinstance(tensor, DTensor):
             raise TypeError(f"{name} must be a DTensor, as the weight is; got a plain tensor")
         placements = self.of_vectors if tensor.dim() == 1 else self.of_weight
+        if name == "out" and list(tensor.placements) != placements:
+            raise ValueError(f"out must be placed as {placements}, got {tensor.placements}")
         # PyTorch 2.10 cannot redistribute what requires a gradient where gradients are disabled.
         tensor = tensor.detach()
         return tensor.redistribute(self.weight.device_mesh, placements).to_local()
@@ -67,12 +69,13 @@ def _sharding(weight, channel_dim):
 
 @torch.no_grad()
 def _run(cls, op, types, args, kwargs=None):
-    """Runs an op on each rank's part of its three leading arguments, tensors or lists of them."""
+    """Runs an op on each rank's part of its leading arguments, tensors or lists of them."""
     kwargs = kwargs or {}
     name = op.overloadpacket.__name__
     names = ("grad", "weight", "gain") if "backward" in name else ("weight", "gain", "shift")
+    names = ("out", *names) if name == "forward_into" else names
     many = name in _LIST_OPS
-    leading, others = args[:3], args[3:]
+    leading, others = args[: len(names)], args[len(names) :]
     columns = leading if many else [[tensor] for tensor in leading]
     channel_dims = others[0] if many else [others[0] if others else kwargs.get("channel_dim", 0)]
     weights = columns[names.index("weight")]
@@ -82,6 +85,8 @@ def _run(cls, op, types, args, kwargs=None):
         for label, column in zip(names, columns, strict=False)  # ws::standardize omits None
     ]
     results = op(*(local if many else [only for [only] in local]), *others, **kwargs)
+    if results is None:
+        return None
     if isinstance(results, torch.Tensor):
         return shardings[0].whole(results)
     # a weight's results are as far apart as there are weights

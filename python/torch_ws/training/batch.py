@@ -66,7 +66,7 @@ def batches(members: Iterable[Member]) -> list[list[Member]]:
 
 def forward(batch: Sequence[Member]) -> list[Tensor]:
     """The standardized rows; with a graph if gradients are enabled."""
-    rows, gains, shifts, channel_dims, formulas = _columns(batch)
+    rows, gains, shifts, channel_dims, formulas = columns(batch)
     return standardize_many(
         rows, gains, shifts, formula=formulas, channel_dim=channel_dims, dtype=batch[0].dtype
     )
@@ -74,7 +74,7 @@ def forward(batch: Sequence[Member]) -> list[Tensor]:
 
 def attach(batch: Sequence[Member], outs: Sequence[Tensor]) -> list[Tensor]:
     """`outs`, computed earlier without a graph, as the results of one node of the graph."""
-    rows, gains, shifts, channel_dims, formulas = _columns(batch)
+    rows, gains, shifts, channel_dims, formulas = columns(batch)
     scalars = scalars_of(rows, formulas, channel_dims)
     return list(apply_many((channel_dims, scalars, batch[0].dtype, outs), *rows, *gains, *shifts))
 
@@ -85,7 +85,7 @@ def backward(batch: Sequence[Member], grads: Sequence[Tensor]) -> list[tuple[Ten
     None where a tensor needs none. Call it without gradients enabled.
     """
     with torch.enable_grad():  # the reference's derivatives begin at the rows
-        rows, gains, _, channel_dims, formulas = _columns(batch)
+        rows, gains, _, channel_dims, formulas = columns(batch)
     scalars = scalars_of(rows, formulas, channel_dims)
     needed = [[t is not None and t.requires_grad for t in member.tensors] for member in batch]
     grads = [member.layer._to_rows(grad) for member, grad in zip(batch, grads, strict=True)]
@@ -107,7 +107,7 @@ def backward(batch: Sequence[Member], grads: Sequence[Tensor]) -> list[tuple[Ten
     return results
 
 
-def _columns(batch):
+def columns(batch: Sequence[Member]) -> tuple[list, ...]:
     """The arguments of [`torch_ws.standardize_many`][], a list each."""
     return (
         [member.layer._to_rows(member.tensors[0]) for member in batch],

@@ -1,9 +1,10 @@
 """All standardized weights of a forward pass in one call, and their gradients in one a bucket.
 
-The root's forward computes the results, the layers take them, and at its end they are let go of. A
-bucket becomes a node of the autograd graph when the first of its layers asks, and not before:
-autograd runs the latest node that is ready, so the bucket's gradients come as soon as its layers
-have run backward, and DistributedDataParallel can send them while earlier layers still work.
+The root's forward computes the results, the layers take them, and at its end they are let go of,
+while their memory waits for the next pass (buffers.py). A bucket becomes a node of the autograd
+graph when the first of its layers asks, and not before: autograd runs the latest node that is
+ready, so the bucket's gradients come as soon as its layers have run backward, and
+DistributedDataParallel can send them while earlier layers still work.
 
 The forward is wrapped in a subclass, as PyTorch's fully_shard does, and not in hooks: torch.compile
 runs the hooks of the outermost module outside of the graph.
@@ -23,6 +24,7 @@ from ..core.private import in_backward, needs_reference, original_of, saved_tens
 from ..layers.cache import cacheable
 from ..layers.standardized import Standardized, autocast_dtype
 from .batch import Member, attach, batches, forward, has_kernel, standardized_layers
+from .buffers import Buffers
 from .provider import Provider
 from .subclass import subclass_of
 
@@ -96,6 +98,7 @@ class Group(Provider):
         self._limit = None if bucket_mb is None else bucket_mb * 2**20
         self._used: dict | None = None  # the layers that the last pass used, first use first
         self._running: set = set()  # passes, of several threads or one within another
+        self._memory = Buffers()
         self._passes = 0
         self._compiled = False
         self._warned = False
@@ -117,6 +120,7 @@ class Group(Provider):
         if type(model) is self._subclass:  # else somebody has made a subclass of it
             model.__class__ = self._class
         _grouped.discard(model)
+        self._memory.keep(())
         for layer in standardized_layers(model):
             if layer._provider is self:
                 layer.__dict__.pop("_provider")
@@ -132,7 +136,11 @@ class Group(Provider):
     def begin(self, model: nn.Module) -> _Pass | None:
         """Computes the results of a forward pass; None where there is nothing to compute."""
         members = _members(model)
-        return _Pass(self, members, self._used, self._limit) if members else None
+        if members:
+            return _Pass(self, members, self._used, self._limit)
+        if not torch.compiler.is_compiling():
+            self._memory.keep(())
+        return None
 
     def end(self, ended: _Pass) -> None:
         """Learns from a pass that has come to its end."""
@@ -197,12 +205,13 @@ class _Pass(Provider):
         order = members if used is None or self.saved_hooks is not None else used
         self.places: dict = {}  # layer -> the results of its batch, and its place there
         for batch in batches([members[layer] for layer in order if layer in members]):
-            results = _Results(batch, limit)
+            results = _Results(batch, limit, group._memory)
             for i, member in enumerate(batch):
                 self.places[member.layer] = results, i
         for layer in members:
             layer.__dict__["_provider"] = self
         if self.thread is not None:
+            group._memory.keep(self.places)
             group._running.add(self)
 
     def take(self, layer, tensors, dtype):
@@ -235,7 +244,7 @@ class _Pass(Provider):
 class _Results:
     """A batch's results. Those of a bucket, a slice of the batch, share a node of the graph."""
 
-    def __init__(self, batch: list[Member], limit: float | None):
+    def __init__(self, batch: list[Member], limit: float | None, memory: Buffers):
         self.batch = batch
         self.bucket_of = _buckets(batch, limit)
         self.unattached: set = set()  # where the buckets begin that have no node yet
@@ -244,7 +253,7 @@ class _Results:
             self.outs = [out for bucket in buckets.values() for out in forward(batch[bucket])]
         else:
             with torch.no_grad():
-                self.outs = forward(batch)
+                self.outs = memory.forward(batch)
             self.unattached.update(bucket.start for bucket in self.bucket_of)
             self.versions = [_versions(member) for member in batch]
 
