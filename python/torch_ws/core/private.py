@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from operator import attrgetter
+from types import FrameType
 
 import torch
 from torch import nn
@@ -176,6 +177,24 @@ def hook_first(optimizer: torch.optim.Optimizer, hook: Callable):
 def is_compiled_function(function: Callable) -> bool:
     """True for what torch.compile has made of a function; it leaves nothing public."""
     return hasattr(function, "_torchdynamo_inline")
+
+
+def called_by_compiled() -> bool:
+    """For a function that torch.compiler.disable keeps eager: True if what calls it may not be.
+
+    Code that was compiled before asks nobody, and no public function tells outside of a trace.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    disabled = 0
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+            if frame.f_code.co_name == "compile_wrapper":
+                return True
+            disabled += 1
+            if disabled == 2:  # the first is the asking function's own
+                return False
+        frame = frame.f_back
+    return False
 
 
 # A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..core.private import gather_with, hook_first, storage_users
+from ..core.private import called_by_compiled, gather_with, hook_first, storage_users
 from ..core.update import raw_update_many
 from ..layers.cache import Stored, count_step, counts_itself, counts_versions
 from .clipping import clip_by_unit
@@ -50,7 +50,6 @@ class FusedStep:
         self.layers = layers
         self.clip_of = clip_of
         self.clip_eps = clip_eps
-        self.gathered = 0  # groups of this step
         self.pending: list[tuple[dict, list[_Update]]] = []
         self.own_gather: Callable | None = None
         self.hooks = [optimizer.register_step_pre_hook(self.begin)]
@@ -69,14 +68,13 @@ class FusedStep:
     @torch.compiler.disable
     def begin(self, optimizer, args, kwargs):
         """Before the step, and before a closure."""
-        self.gathered, self.pending = 0, []
+        if called_by_compiled():  # which reads the memory that deferred gradients do not have
+            raise RuntimeError(COMPILED)
+        self.pending = []
 
     @torch.compiler.disable
     def gather(self, group: dict, *lists):
         """torch's gathering of a group, without the weights that have a kernel, which wait."""
-        if torch.compiler.is_compiling():  # which calls this once, and then no more
-            raise RuntimeError(COMPILED)
-        self.gathered += 1
         waiting, others = [], []
         for parameter in group["params"]:
             fused = self.layers.get(parameter)
@@ -124,8 +122,6 @@ class FusedStep:
     @torch.no_grad()
     def finish(self, optimizer, args, kwargs):
         """After torch's step: the weights that waited, and what is stored of their layers."""
-        if self.gathered != len(optimizer.param_groups):
-            raise RuntimeError(COMPILED)  # before fuse: it has not asked
         pending, self.pending = self.pending, []
         updated: dict = {}  # weight -> its layer and the layer's next standardized weight
         for group, updates in pending:
