@@ -42,11 +42,11 @@ class Buffers:
         outs = []
         for member, row in zip(batch, rows, strict=True):
             kind = row.shape, row.stride(), member.dtype or row.dtype
-            known, buffer = self._kept.pop(member.layer, (None, None))
-            if known != kind or not _is_free(buffer):
-                buffer = torch.empty_like(row, dtype=kind[2])
-            outs.append(buffer.detach())  # before another thread can see the buffer
-            self._kept[member.layer] = kind, buffer
+            entry = self._kept.pop(member.layer, None)
+            if entry is None or entry[0] != kind or not _is_free(entry[1]):
+                entry = kind, torch.empty_like(row, dtype=kind[2])
+            outs.append(entry[1].detach())  # before another thread can see the buffer
+            self._kept[member.layer] = entry
         scalars = scalars_of(rows, formulas, channel_dims)
         raw_forward_into(outs, rows, gains, shifts, channel_dims, scalars)
         return outs
