@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.utils import _python_dispatch
+from torch.utils import _python_dispatch, _pytree
 
 EVERYWHERE = {"_parameters", "_buffers", "_modules", "_apply", "_conv_forward", "_version"}
 EVERYWHERE |= {"_save_to_state_dict", "_load_from_state_dict", "_metadata"}
@@ -113,6 +113,8 @@ foreach_div = torch.ops.aten._foreach_div_
 foreach_zero = torch.ops.aten._foreach_zero_
 foreach_norm = torch.ops.aten._foreach_norm
 foreach_unscale = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_
+# What finds the tensors among an operation's arguments.
+tree_map_only = _pytree.tree_map_only
 
 
 def new_wrapper(cls: type[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

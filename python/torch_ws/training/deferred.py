@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from ..core.autograd import raw_backward
 from ..core.private import (
@@ -32,6 +31,7 @@ from ..core.private import (
     new_wrapper,
     no_torch_function,
     references,
+    tree_map_only,
 )
 from ..core.update import raw_norms_many
 
