@@ -5,7 +5,7 @@ import torch
 import torch_ws
 from fused import FUSED, assert_same, assert_same_state, fused_pair, make
 from small_network import Calls, batch, twins
-from torch_ws.training.deferred import deferred_of
+from torch_ws.training.standardized_grad import deferred_of
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import torch_ws
 from fused import FUSED, Computed, assert_same, assert_same_state, assert_stored, fused_pair, make
 from small_network import Calls, batch, loss_of, twins
 from torch import nn
-from torch_ws.training.deferred import deferred_of
+from torch_ws.training.standardized_grad import deferred_of
 
 
 def clip_like_timm(parameters, clip, eps=1e-3):

@@ -67,7 +67,7 @@ class Inputs:
     def renew(self, layer: Standardized, tensors: tuple) -> bool:
         """Knows these tensors as they are now; False if they are others than those known before."""
         for tensor, known in zip(tensors, self.known, strict=True):
-            if known is not None and tensor is known.tensor():
+            if known is not None and known.tensor() is tensor is not None:
                 known.version = tensor._version
         return self.are(layer, tensors)
 
@@ -97,7 +97,7 @@ class _Known:
 
 
 def count_step(optimizer, counted=frozenset()):
-    """Counts a version of each parameter that a step has written to, but for the id() in counted."""
+    """Counts a version of each parameter that a step has written to; `counted`: id() of others."""
     known = {id(one.tensor()) for one in _everything_known}
     stepped = [
         parameter

@@ -16,9 +16,9 @@ from ..core.private import is_compiled_function, is_traceable_wrapper_subclass
 from ..layers.cache import counts_versions
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
-from .deferred import StandardizedGrad, value_of
 from .fused_layer import FusedLayer
 from .fused_step import COMPILED, KINDS, FusedStep, reason_of_group, reason_of_weight
+from .standardized_grad import StandardizedGrad, value_of
 
 Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
 

@@ -13,8 +13,9 @@ from ..core.private import accumulates, direct_apply, in_transform
 from ..core.standardize import fan_in_of
 from ..core.update import raw_norms_many
 from ..layers.cache import keepable, stored
-from .deferred import Deferred, StandardizedGrad, deferred_of
+from .deferred import Deferred
 from .provider import Provider
+from .standardized_grad import StandardizedGrad, deferred_of
 
 if TYPE_CHECKING:
     from ..layers.standardized import Standardized
@@ -28,7 +29,7 @@ class Serve(Standardize):
     """
 
     @staticmethod
-    def forward(ctx, weight, gain, shift, arguments, layer):
+    def forward(ctx, weight, gain, shift, arguments, layer):  # type: ignore[override]
         ctx.save_for_backward(weight, gain)
         ctx.arguments = (*arguments[:-1], None)
         ctx.layer = layer

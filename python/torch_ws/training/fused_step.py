@@ -17,8 +17,9 @@ from ..core.private import called_by_compiled, gather_with, hook_first, storage_
 from ..core.update import raw_update_many
 from ..layers.cache import count_step, counts_itself, store
 from .clipping import clip_by_unit
-from .deferred import Deferred, deferred_of, value_of
+from .deferred import Deferred
 from .fused_layer import FusedLayer
+from .standardized_grad import deferred_of, value_of
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64)
@@ -115,6 +116,9 @@ class FusedStep:
         for i, (fused, grad) in enumerate(waiting):
             states = [column[i] for column in columns]
             deferred = deferred_of(grad)
+            if deferred is not None and deferred.arguments != fused.arguments(fused.weight):
+                deferred.compute()  # by the formula that the layer had then
+                deferred = None
             if deferred is None:
                 update = _Update(fused, states, steps[i], value_of(grad))
             else:
