@@ -141,6 +141,26 @@ def test_grad_scaler(name, unscale):
     assert scalers[0].get_scale() < 8 * 2**3  # the infinity was found
 
 
+@pytest.mark.parametrize("name", ["SGD, fused", "AdamW"])
+def test_grad_scaler_and_agc(name):
+    """Units are clipped by unscaled norms; the scale is divided by before, or in the step."""
+    model, optimizer, _, judge, plain = fused_pair(
+        name, agc=lambda n: None if "down" in n else 0.02
+    )
+    scalers = [torch.amp.GradScaler("cpu", init_scale=64.0) for _ in range(2)]
+    for _ in range(3):
+        x = batch()
+        for net, opt, scaler in ((model, optimizer, scalers[0]), (judge, plain, scalers[1])):
+            scaler.scale(loss_of(net, x)).backward()
+            if net is judge:
+                scaler.unscale_(opt)
+                clip_like_timm([p for n, p in net.named_parameters() if "down" not in n], 0.02)
+            scaler.step(opt)
+            scaler.update()
+            opt.zero_grad()
+        assert_same(model, judge)
+
+
 def test_grad_scaler_with_autocast():
     """float16 gradients under a scale that their sums would leave the range of."""
     model, judge = twins(torch.float32)

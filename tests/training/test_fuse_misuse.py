@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch_ws
 from fused import assert_same, fused_pair, train
 from small_network import batch, loss_of, network
@@ -210,15 +211,24 @@ def test_an_error_in_a_closure():
     assert_same(model, judge)
 
 
-def test_zero_redundancy_optimizer():
-    import torch.distributed as dist
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no distributed")
+@pytest.mark.filterwarnings("ignore:FSDP is switching", "ignore:FSDP will not all-gather")
+def test_sharded_parameters_and_states(one_process):
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = network()
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
-        with pytest.raises(ValueError, match="must not be a ZeroRedundancyOptimizer"):
-            torch_ws.fuse(model, optimizer)
-    finally:
-        dist.destroy_process_group()
+    model = network()
+    zero = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(ValueError, match="must not be a ZeroRedundancyOptimizer"):
+        torch_ws.fuse(model, zero)
+    flat = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    refused(ValueError, r"must not be sharded by .* \(FSDP1\)", flat, sgd(flat))
+    sharded = fully_shard(network(), mesh=dist.init_device_mesh("cpu", (1,)))
+    refused(ValueError, "stem: its weight is a DTensor", sharded, sgd(sharded))

@@ -158,8 +158,8 @@ def _check_kinds(model, optimizer):
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
         raise ValueError(
-            "model must not be sharded by FullyShardedDataParallel (FSDP1), which trains flat "
-            "parameters: use fully_shard (FSDP2)"
+            "model must not be sharded by FullyShardedDataParallel (FSDP1), whose parameters are "
+            "flat and have no rows"
         )
     zero = sys.modules.get("torch.distributed.optim")
     if zero and isinstance(optimizer, getattr(zero, "ZeroRedundancyOptimizer", ())):
