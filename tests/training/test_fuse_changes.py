@@ -115,6 +115,21 @@ def test_another_formula_between_backward_and_step():
     assert_stored(model)
 
 
+def test_another_weight_between_backward_and_step():
+    """The step updates the one that the optimizer has; the layer goes on with its own."""
+    model, optimizer, _, judge, plain = fused_pair("SGD, momentum")
+    x = batch()
+    for net, opt in ((model, optimizer), (judge, plain)):
+        old = net.down.weight
+        loss_of(net, x).backward()
+        net.down.weight = nn.Parameter(torch.linspace(0, 1, old.numel()).double().view_as(old))
+        opt.step()
+        net.extra = old  # to be compared
+    assert_same(model, judge)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), judge(x), rtol=1e-12, atol=0)
+
+
 def test_refresh_after_writes_that_nobody_counts():
     model, _, handle, _, _ = fused_pair("SGD")
     layer = model.stem

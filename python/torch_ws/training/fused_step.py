@@ -24,8 +24,6 @@ from .standardized_grad import deferred_of, value_of
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64)
 KINDS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # and no subclass, which may differ
-
-
 COMPILED = "optimizer.step must not be compiled: torch_ws.fuse is to replace a part of it"
 
 
@@ -137,12 +135,13 @@ class FusedStep:
             scale, found_inf = _scaler(optimizer, group)
             if found_inf is None or not found_inf.item():
                 made += self._update(group, updates, scale)
-        count_step(optimizer, {id(layer.weight) for layer, *_ in made})
-        for result in made:
-            store(*result)
+        count_step(optimizer, {id(fused.weight) for fused, *_ in made})
+        for fused, tensors, dtype, out in made:
+            if tensors[0] is fused.weight:  # else the layer has been given another one
+                store(fused.layer, tensors, dtype, out)
 
     def _update(self, group, updates, scale):
-        """One call for the weights of a group; what store() takes, of each."""
+        """One call for the weights of a group: layer, its tensors, and what it has made of them."""
         adam = type(self.optimizer) is not torch.optim.SGD
         made, outs, states, grads, channel_dims, numbers, flags = [], [], [], [], [], [], []
         for update in updates:
@@ -158,7 +157,7 @@ class FusedStep:
             is_first = any(state is None for state in update.states)
             update.states = [_fitting(state, weight) for state in update.states]
             channel_dim, *formula = update.fused.arguments(weight)
-            made.append((layer, layer._tensors(), dtype, out))
+            made.append((update.fused, layer._tensors(), dtype, out))
             outs.append(out)
             states += update.states
             grads.append(grad)
@@ -201,7 +200,7 @@ _STATES = (("momentum_buffer",), ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 def _fitting(state, weight):
     """A state in the weight's layout: a loaded one has the checkpoint's."""
     if state is None:
-        return torch.zeros_like(weight)
+        return torch.empty_like(weight)
     if state.stride() == weight.stride() and state.dtype == weight.dtype:
         return state
     return torch.empty_like(weight).copy_(state)
