@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from ..common.errors import wrong_results
 from ..common.run import Run, Started
 from . import plot, record, report
 from .measure import Row, measure
@@ -32,4 +33,6 @@ def main(argv: list[str]) -> None:
         report.print_row(row, how)
         rows.append(row)
     report.print_variants(rows, variants)
-    run.finish(lambda path, caption: plot.save(path, rows, how, caption))
+    ours = {variant.name for variant in variants if variant.is_ours}
+    wrong = wrong_results(rows, ours.__contains__)
+    run.finish(lambda path, caption: plot.save(path, rows, how, caption), wrong)

@@ -9,6 +9,7 @@ import torch_ws
 from benchmark import run_main, run_program
 from torch import nn
 
+from bench.step import checks as step_checks
 from bench.step.measure import Overhead
 from bench.step.variants import variants
 
@@ -88,7 +89,7 @@ def test_chosen_variants(tmp_path, monkeypatch):
     assert found["settings"]["autocast"] is True
 
 
-def test_wrong_gradient_stops_the_run(monkeypatch):
+def test_wrong_gradient_is_recorded_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
     class WithoutGradientOfStd(nn.Conv2d):
         def forward(self, x):
             std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
@@ -100,9 +101,24 @@ def test_wrong_gradient_stops_the_run(monkeypatch):
                 conv.__class__ = WithoutGradientOfStd
 
     monkeypatch.setattr(torch_ws, "convert", wrong)
+    path = tmp_path / "found.json"
+    arguments = f"{SMALL} --variants formula layer held --json {path}"
     message = "error: layer is wrong on tiny U-Net, batch 1: gradient error"
-    with pytest.raises(SystemExit, match=message):
-        run_main(f"{SMALL} --variants layer", monkeypatch)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        run_main(arguments, monkeypatch)
+    assert len(str(stopped.value).splitlines()) == 2  # the other is held
+    found = json.loads(path.read_text())
+    assert found["complete"]
+    one, many = found["rows"]
+    assert list(one["variants"]) == ["plain", "formula"] and list(many["variants"]) == ["plain"]
+    assert one["skipped"]["layer"].startswith("wrong, gradient error")
+    assert "layer left out of tiny U-Net, batch 1: wrong" in capsys.readouterr().out
+
+
+def test_wrong_plain_step_stops_the_run(monkeypatch):
+    monkeypatch.setattr(step_checks, "TOLERANCE", {torch.float32: 0.0})
+    with pytest.raises(SystemExit, match="error: plain is wrong on tiny U-Net, batch 1: gradient"):
+        run_main(SMALL, monkeypatch)
 
 
 def test_wrong_peer_is_left_out(tmp_path, monkeypatch, capsys):
@@ -112,5 +128,5 @@ def test_wrong_peer_is_left_out(tmp_path, monkeypatch, capsys):
     run_main(arguments, monkeypatch)
     (row,) = json.loads(path.read_text())["rows"]
     assert list(row["variants"]) == ["plain", "layer"]
-    assert row["skipped"]["batch_norm"].startswith("batch_norm is wrong on tiny U-Net")
-    assert "left out of tiny U-Net, batch 1: batch_norm is wrong" in capsys.readouterr().out
+    assert row["skipped"]["batch_norm"].startswith("wrong, gradient error")
+    assert "batch_norm left out of tiny U-Net, batch 1: wrong" in capsys.readouterr().out
