@@ -9,8 +9,9 @@ import torch_ws
 from benchmark import run_main, run_program
 from torch import nn
 
+from bench.common.interval import overhead, ratio
+from bench.common.timing import Timing
 from bench.step import checks as step_checks
-from bench.step.measure import Overhead
 from bench.step.variants import variants
 
 SMALL = "step --models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seconds 0.01"
@@ -25,19 +26,20 @@ SMALL = "step --models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seco
     [(5, 0), (6, 0), (8, 0), (9, 1), (10, 1), (12, 2), (20, 5), (25, 7), (50, 17), (100, 39)],
 )
 def test_interval_of_the_median(rounds, below):
-    plain = [2.0] * rounds
-    times = [2.0 + 0.02 * k for k in reversed(range(rounds))]  # k percent
-    found = Overhead.of(times, plain)
+    plain = Timing.of([2.0] * rounds, 1)
+    times = Timing.of([2.0 + 0.02 * k for k in reversed(range(rounds))], 1)  # k percent
+    found = overhead(times, plain)
     assert found.median == pytest.approx((rounds - 1) / 2)
     assert found.low == pytest.approx(below)
     assert found.high == pytest.approx(rounds - 1 - below)
     assert (found.q1, found.q3) == pytest.approx(((rounds - 1) / 4, 3 * (rounds - 1) / 4))
 
 
-def test_overhead_is_taken_within_rounds():
+def test_comparisons_are_taken_within_rounds():
     drift = [1, 2, 4, 8, 16, 8, 4, 2, 1]
-    found = Overhead.of([1.03 * t for t in drift], drift)
-    assert dataclasses.astuple(found) == pytest.approx(5 * (3.0,))
+    times, plain = Timing.of([1.03 * t for t in drift], 1), Timing.of(drift, 1)
+    assert dataclasses.astuple(overhead(times, plain)) == pytest.approx(5 * (3.0,))
+    assert dataclasses.astuple(ratio(times, plain)) == pytest.approx(5 * (1.03,))
 
 
 # --- the command line
