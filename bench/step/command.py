@@ -1,6 +1,7 @@
 """``python -m bench step``: what weight standardization costs in training, of whole networks.
 
-A step is forward and backward of one or several micro-batches and one step of the optimizer.
+A step is forward and backward of one or several micro-batches, gradient clipping where --clip names
+one, one step of the optimizer, and zero_grad.
 networks.py has the networks, variants.py the ways to standardize, checks.py their check, and
 measure.py says how overheads are taken.
 """

@@ -18,8 +18,8 @@ from ..common.interval import Interval, overhead
 from ..common.run import Started
 from ..common.timing import MIN_ROUNDS, Timing, interleave
 from .checks import Check, Judge
-from .memory import peak_bytes
-from .networks import NETWORKS
+from .memory import allocated_bytes
+from .networks import NETWORKS, Network
 from .variants import PLAIN, MicroBatch, Settings, Trainer, Variant, make_data, takes_part
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
@@ -86,11 +86,7 @@ def measure(
                     raise WrongResult(f"{PLAIN} is wrong on {cell.title}: {check.verdict}")
                 row.skipped[variant.name] = f"{WRONG}, {check.verdict}"
                 continue
-            trainer = Trainer(variant, network, settings)
-            trainer.step(micro_batches)  # the first makes what the others then have
-            row.peaks[variant.name] = trainer.state_bytes() + peak_bytes(
-                lambda trainer=trainer: trainer.step(micro_batches), settings.device
-            )
+            trainer, row.peaks[variant.name] = prepare(variant, network, settings, micro_batches)
         except Exception as error:  # whatever torch.compile, or a peer, raises
             if variant.name == PLAIN or variant.is_ours:
                 raise
@@ -101,6 +97,21 @@ def measure(
     started(f"{cell.title}: timing")
     _time(row, trainers, micro_batches, seconds)
     return row
+
+
+def prepare(
+    variant: Variant, network: Network, settings: Settings, micro_batches: list[MicroBatch]
+) -> tuple[Trainer, int]:
+    """The trainer after a step, and the most bytes that it has allocated at once in the next."""
+    made: list[Trainer] = []
+
+    def begin():
+        made.append(Trainer(variant, network, settings))
+        made[0].step(micro_batches)  # the first makes what the others then have
+
+    _, kept = allocated_bytes(begin, settings.device)
+    peak, _ = allocated_bytes(lambda: made[0].step(micro_batches), settings.device)
+    return made[0], kept + peak
 
 
 def _time(

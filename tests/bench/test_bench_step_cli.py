@@ -14,7 +14,7 @@ from bench.common.timing import Timing
 from bench.step import checks as step_checks
 from bench.step.variants import variants
 
-SMALL = "step --models tiny --size 8 --batch 1 --accumulate 2 --threads 1 --seconds 0.01"
+SMALL = "step --models tiny --size 8 --batch 1 --micro-batches 1 2 --threads 1 --seconds 0.01"
 
 
 # --- the statistics
@@ -50,13 +50,17 @@ def test_command_line(tmp_path):
     pytest.importorskip("matplotlib")
     printed, found, picture = run_program(SMALL, tmp_path)
     assert "tiny U-Net, batch 1 × 2" in printed and "overhead" in printed
+    assert (found["settings"]["optimizer"], found["settings"]["clip"]) == ("sgd", "none")
     assert found["settings"]["device"] == "cpu" and found["settings"]["size"] == 8
     assert list(found["variants"]) == list(variants())
     assert found["variants"]["layer"]["formula"] == "paper"
     one, many = found["rows"]
     assert (one["network"], one["batch"], one["accumulate"], one["size"]) == ("tiny", 1, 1, 8)
     assert list(one["variants"]) == [name for name in variants() if name != "held"]
-    assert (many["accumulate"], list(many["variants"])) == (2, ["plain", "control", "held"])
+    assert (many["accumulate"], list(many["variants"])) == (
+        2,
+        ["plain", "control", "plain_default", "plain_foreach", "held", "fused"],
+    )
     for row in (one, many):
         for name, entry in row["variants"].items():
             assert 0 < entry["q1_ms"] <= entry["median_ms"] <= entry["q3_ms"]
@@ -80,15 +84,20 @@ def test_command_line(tmp_path):
     assert ((pixels - vermilion).abs().amax(1) < 0.01).sum() > 20
 
 
-def test_chosen_variants(tmp_path, monkeypatch):
+def test_chosen_variants(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     arguments = f"{SMALL} --batch 1 3 --variants layer control --autocast --json {path}"
+    arguments += " --optimizer adamw --clip agc"
     run_main(arguments, monkeypatch)
     found = json.loads(path.read_text())
     assert [(row["batch"], row["accumulate"]) for row in found["rows"]] == [(1, 1), (3, 1)]
     assert list(found["rows"][0]["variants"]) == ["plain", "control", "layer"]
     assert list(found["rows"][0]["variants"]["layer"]["gradient_error"]) == ["float32", "bfloat16"]
     assert found["settings"]["autocast"] is True
+    assert (found["settings"]["optimizer"], found["settings"]["clip"]) == ("adamw", "agc")
+    assert "AdamW, clipped by unit to 0.01, bfloat16 autocast" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_wrong_gradient_is_recorded_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
