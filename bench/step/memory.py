@@ -6,6 +6,7 @@ exact, the same in every run, and without what libraries such as oneDNN allocate
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -16,6 +17,7 @@ import torch
 
 def allocated_bytes(run: Callable[[], object], device: str) -> tuple[int, int]:
     """The most bytes at once during `run`, and those after it; both beyond those from before it."""
+    gc.collect()  # what was left in cycles would be freed, and counted, during `run`
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
