@@ -14,17 +14,15 @@ from torch.fx.proxy import TraceError
 from .. import reference
 from .._check import (
     allocate_again,
-    check,
-    check_backward,
-    check_into,
     check_weight,
     explain,
     explain_backward,
     explain_into,
     naming,
 )
-from ..formulas import Arguments, Formula, FormulaName, resolve
+from ..formulas import Formula, FormulaName, resolve
 from .autograd import differentiable_backward, library
+from .check_many import check_all, check_all_backward, check_all_into, check_lists, options_of
 from .private import direct, direct_apply, needs_reference
 from .standardize import fan_in_of, standardize
 
@@ -43,7 +41,7 @@ def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
     try:
         _forward_into(outs, weights, gains, shifts, channel_dims, formulas)
     except RuntimeError:
-        _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, explain_into)
+        check_all_into(outs, weights, gains, shifts, channel_dims, formulas, explain_into)
         allocate_again(outs)
         raise
     torch.autograd.graph.increment_version(outs)
@@ -111,7 +109,7 @@ def standardize_many(
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
         if traced or needs_reference() or not known:
-            _check_all(weights, gains, shifts, *arguments)
+            check_all(weights, gains, shifts, *arguments)
             return reference_many(weights, gains, shifts, *arguments)
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (*weights, *gains, *shifts)
@@ -128,7 +126,7 @@ def standardize_many(
             with naming(f"weights[{i}]"):
                 check_weight(weight, dim)
         scalars = scalars_of(weights, formulas, channel_dims)
-        _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
+        check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
         allocate_again(weights, dtype)
         raise
 
@@ -215,66 +213,6 @@ def scalars_of(weights, formulas, channel_dims):
     return scalars
 
 
-def _whole(name, number):
-    if not float(number).is_integer():
-        raise ValueError(f"{name} must be a whole number, got {number}")
-    return int(number)
-
-
-def options_of(formulas, i) -> Arguments:
-    """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
-    eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
-    if center not in (0, 1):
-        raise ValueError(f"center must be 0 or 1, got {center}")
-    return eps, _whole("eps_mode", eps_mode), _whole("correction", correction), bool(center), scale
-
-
-def check_lists(weights, formulas, **lists):
-    for name, values in lists.items():
-        if len(values) != len(weights):
-            raise ValueError(
-                f"{name} must have one entry a weight, {len(weights)}; got {len(values)}"
-            )
-    if len(formulas) != 5 * len(weights):
-        raise ValueError(
-            f"formulas must have 5 numbers a weight, {5 * len(weights)} in all; got {len(formulas)}"
-        )
-
-
-def check_one_device(weights, i):
-    if weights[i].device != weights[0].device:
-        raise ValueError(
-            f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
-        )
-
-
-def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
-    check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            options = options_of(formulas, i)
-            each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
-            check_one_device(weights, i)
-
-
-def _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, each=check_into):
-    lists = {"outs": outs, "gains": gains, "shifts": shifts, "channel_dims": channel_dims}
-    check_lists(weights, formulas, **lists)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            options = options_of(formulas, i)
-            each(outs[i], weight, gains[i], shifts[i], channel_dims[i], *options)
-            check_one_device(weights, i)
-
-
-def check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
-    check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            each(grads[i], weight, gains[i], channel_dims[i], *options_of(formulas, i))
-            check_one_device(weights, i)
-
-
 def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     return [
         reference.standardize_op(
@@ -287,19 +225,19 @@ def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
 def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     arguments = (channel_dims, formulas, dtype)
     if needs_reference():
-        _check_all(weights, gains, shifts, *arguments)
+        check_all(weights, gains, shifts, *arguments)
         return reference_many(weights, gains, shifts, *arguments)
     check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     try:
         return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
     except RuntimeError:
-        _check_all(weights, gains, shifts, *arguments, each=explain)
+        check_all(weights, gains, shifts, *arguments, each=explain)
         allocate_again(weights, dtype)
         raise
 
 
 def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
-    _check_all(weights, gains, shifts, channel_dims, formulas, dtype)
+    check_all(weights, gains, shifts, channel_dims, formulas, dtype)
     return [torch.empty_like(weight, dtype=dtype or weight.dtype) for weight in weights]
 
 
@@ -317,5 +255,5 @@ def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
 library.impl("standardize_many", _autograd_many, "Autograd")
 torch.library.register_fake("ws::standardize_many", _fake_forward_many, lib=library)
 torch.library.register_fake("ws::forward_many", _fake_forward_many, lib=library)
-torch.library.register_fake("ws::forward_into", _check_all_into, lib=library)
+torch.library.register_fake("ws::forward_into", check_all_into, lib=library)
 torch.library.register_fake("ws::backward_many", _fake_backward_many, lib=library)
