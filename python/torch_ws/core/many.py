@@ -23,6 +23,7 @@ from .._check import (
 from ..formulas import Formula, FormulaName, resolve
 from .autograd import differentiable_backward, library
 from .check_many import check_all, check_all_backward, check_all_into, check_lists, options_of
+from .in_place import is_writable
 from .private import direct, direct_apply, needs_reference
 from .standardize import fan_in_of, standardize
 
@@ -31,6 +32,7 @@ Tensor = torch.Tensor
 raw_forward_many = direct(torch.ops.ws.forward_many)
 _forward_into = direct(torch.ops.ws.forward_into)
 _backward_many = direct(torch.ops.ws.backward_many)
+_backward_in_place = direct(torch.ops.ws.backward_in_place)
 
 
 def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
@@ -47,9 +49,12 @@ def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
     torch.autograd.graph.increment_version(outs)
 
 
-def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine):
-    """ws::backward_many, and in words what was wrong."""
+def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine, in_place=False):
+    """ws::backward_many, and in words what was wrong; by ws::backward_in_place in grads' memory."""
     try:
+        if in_place:
+            vectors = _backward_in_place(grads, weights, gains, channel_dims, formulas, affine)
+            return [*grads, *vectors]
         return _backward_many(grads, weights, gains, channel_dims, formulas, affine)
     except RuntimeError:
         check_all_backward(grads, weights, gains, channel_dims, formulas, explain_backward)
@@ -167,20 +172,25 @@ class StandardizeMany(torch.autograd.Function):
                     gains[i],
                     (channel_dims[i], *formulas[5 * i : 5 * i + 5], dtype),
                 )
-        elif present:
-            affine = any(needed[count:])
+            return None, *results
+        affine = any(needed[count:])
+        writable = {i for i in present if is_writable(grads, i, weights[i])}
+        for in_place, chosen in (True, writable), (False, set(present) - writable):
+            if not chosen:
+                continue
             gradients = raw_backward_many(
-                [grads[i] for i in present],
-                [weights[i] for i in present],
-                [gains[i] for i in present],
-                [channel_dims[i] for i in present],
-                [number for i in present for number in formulas[5 * i : 5 * i + 5]],
+                [grads[i] for i in chosen],
+                [weights[i] for i in chosen],
+                [gains[i] for i in chosen],
+                [channel_dims[i] for i in chosen],
+                [number for i in chosen for number in formulas[5 * i : 5 * i + 5]],
                 affine,
+                in_place,
             )
             for kind in range(3 if affine else 1):
-                for k, i in enumerate(present):
+                for k, i in enumerate(chosen):
                     if needed[kind * count + i]:
-                        results[kind * count + i] = gradients[kind * len(present) + k]
+                        results[kind * count + i] = gradients[kind * len(chosen) + k]
         return None, *results
 
 

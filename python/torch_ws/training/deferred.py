@@ -193,7 +193,7 @@ class Deferred:
         """factor * g_hat in the weight's dtype, in memory that nobody else has."""
         weight = self.weight()
         fits = self.grad.dtype == weight.dtype and self.grad.stride() == weight.stride()
-        if not (fits and references(self) == _ALONE):
+        if not (fits and references((self.grad,), 0) == _ALONE):
             self.grad = torch.empty_like(weight).copy_(self.grad)
         if self.factor is not None:
             self.grad.mul_(self.factor)
@@ -232,7 +232,7 @@ class _Holder:
 def _alone():
     holder = _Holder()
     holder.grad = torch.zeros(1)
-    return references(holder)
+    return references((holder.grad,), 0)
 
 
 _ALONE = _alone()
