@@ -167,13 +167,20 @@ def inference(values):
         return values.clone()
 
 
+def in_more_memory(values):
+    made = values.clone()
+    made.untyped_storage().resize_(2 * made.nbytes)
+    return made
+
+
 NOT_ORDINARY = {
     "NumPy's": lambda values: torch.from_numpy(values.numpy().copy()),
     "Python's": lambda values: torch.frombuffer(
         bytearray(values.numpy().tobytes()), dtype=torch.float32
     ).view(values.shape),
-    "a part": lambda values: torch.cat([values, values])[:6],
-    "transposed": lambda values: values.t().contiguous().t(),
+    "a view": lambda values: torch.cat([values, values])[:6],
+    "in more memory": in_more_memory,
+    "other strides": lambda values: torch.empty_strided((6, 20), (1, 6)).copy_(values),
     "expanded": lambda values: values.flatten()[:1].expand(values.shape),
     "inference": inference,
     "with a graph": lambda values: values.clone().requires_grad_(),

@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from .private import in_dispatch_mode, no_torch_function_modes, references
+from .private import in_dispatch_mode, references
 
 
 def is_writable(grads, i, weight) -> bool:
@@ -20,7 +20,6 @@ def is_writable(grads, i, weight) -> bool:
     """
     return (
         type(grads[i]) is torch.Tensor
-        and grads[i].layout is torch.strided
         and grads[i].is_cpu
         and grads[i].dtype == weight.dtype
         and grads[i].stride() == weight.stride()
@@ -54,7 +53,7 @@ class _Probe(torch.autograd.Function):
 def _of_a_new_gradient():
     """The references to one that only its node has: PyTorch versions count apart."""
     found: list = []
-    with torch.inference_mode(False), no_torch_function_modes():  # and with gradients
+    with torch.inference_mode(False):  # and with gradients
         x = torch.ones(1, device="cpu", requires_grad=True)
         (_Probe.apply(x, found) * 2).backward()
     return found[0]

@@ -105,8 +105,6 @@ def after_backward(callback: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
-# A TorchFunctionMode of the user's may keep what operations give.
-no_torch_function_modes = torch._C.DisableTorchFunction
 # Tensor subclasses whose operations give plain tensors have no public way to say so.
 no_torch_function: Callable = torch._C._disabled_torch_function_impl
 # What torch.optim, clip_grad_norm_ and GradScaler do to lists of gradients.
