@@ -65,7 +65,7 @@ gpu-libs: $(VENV)/installed
 # The CPU's kernels and _C under GCC's address and undefined-behaviour sanitizers, in a build of their
 # own, for the tests that give them random numbers in any shape, strides, dtype and overlap.
 ASAN_TESTS := $(addprefix tests/core/test_,$(addsuffix .py,kernels degenerate layout many c_module \
-  c_module_overlap c_module_producers magnitudes raw_ops))
+  c_module_overlap c_module_producers magnitudes raw_ops update update_rows update_arguments norms))
 asan: build
 	PATH="$(abspath $(BIN)):$$PATH" WS_CUDA=off CMAKE_ARGS=-DWS_SANITIZE=ON \
 	  $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib

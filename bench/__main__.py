@@ -6,7 +6,11 @@ Without a command it times standardization itself; ``python -m bench --help`` ha
 import importlib
 import sys
 
-COMMANDS = {"standardize": "weights", "step": "step"}  # the first is the default
+COMMANDS = {
+    "standardize": "weights",
+    "step": "step",
+    "optimizer": "optimizer",
+}  # the first is the default
 
 
 def main(argv: list[str]) -> None:

@@ -95,7 +95,9 @@ def sanitizer(tool: str, half: str, seconds: float, what: str = "--few") -> Stag
 WEIGHTS = f"--shapes {SHAPES} --direction forward backward --providers copy --seconds 0.3"
 MODEL = "--many --models resnet50 --direction forward backward --providers"
 PEERS = "formula batch_norm layer_norm --dtype float32 float32:bfloat16"
-STEP = "--models resnet50 --variants layer grouped held --batch 2 32 --accumulate 4 --seconds 3"
+STEP = (
+    "--models resnet50 --variants layer grouped held --batch 2 32 --micro-batches 1 4 --seconds 3"
+)
 BUILD = "env WS_CUDA=on TORCH_CUDA_ARCH_LIST={architecture} {python} -m gpu.build"
 COUNTERS = "{python} -m gpu.launches --csv {out}/counters.csv"
 # Of the GPU's tests each process has a context there and a cache of its memory.

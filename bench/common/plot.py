@@ -33,7 +33,7 @@ def save(figure, path: str, caption: str) -> None:
         title=caption,
         title_fontsize=8,
         loc="outside lower center",
-        ncols=len(handles),
+        ncols=min(len(handles), 5),
         frameon=False,
     )
     figure.savefig(path, dpi=150)

@@ -68,8 +68,8 @@ class Run:
         finally:
             show_progress()
 
-    def finish(self, save_plot: Callable[[str, str], None]) -> None:
-        """`save_plot` gets the path of --plot and a caption."""
+    def finish(self, save_plot: Callable[[str, str], None], wrong: list[str]) -> None:
+        """`save_plot` gets the path of --plot and a caption; `wrong` makes the run an error."""
         if self.head["load"] > BUSY:
             print()
             print_text("Other processes were running (load above): do not quote this.")
@@ -80,6 +80,9 @@ class Run:
                 f"torch {torch.__version__}, {self.head['date'][:10]}"
             )
             save_plot(self.args.plot, caption)
+        if wrong:  # once, where several rows have one check
+            lines = dict.fromkeys(wrong)
+            sys.exit("\n".join(f"python -m bench: error: {line}" for line in lines))
 
 
 def write(path: str, found: dict) -> None:

@@ -20,7 +20,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MIN_ROUNDS = 9
@@ -46,11 +46,12 @@ class Timing:
     q3: float
     samples: int
     batch: int  # calls in a sample
+    rounds: tuple[float, ...] = field(default=(), compare=False, repr=False)  # in their order
 
     @classmethod
     def of(cls, times: list[float], batch: int) -> Timing:
         q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, q1, q3, len(times), batch)
+        return cls(median, q1, q3, len(times), batch, tuple(times))
 
     def as_json(self, unit: str) -> dict[str, float]:
         """Median and quartiles in "us" or "ms"."""

@@ -1,9 +1,10 @@
-"""Before a step is timed: are its gradients right?
+"""Before a step is timed: is it right?
 
 The judge is the same network with the same weights in float64, standardized by the reference in
-plain PyTorch with the variant's own formula. Compared are the gradients of every parameter after
-the first step's forward and backward passes. The network without weight standardization is checked
-too: its error is what the network itself loses.
+plain PyTorch with the variant's own formula, and stepped by torch.optim's default implementation.
+Compared are, after two steps, the gradients' moving averages that the optimizer keeps: the first
+step's gradients are in them, and the second's, which the clipped and updated weights gave. The
+network without weight standardization is checked too: its error is what the network itself loses.
 
 ReLU and max pooling are replaced by softplus and average pooling for this: where two values are
 about equal, float32 and float64 choose differently, and a few such choices in a deep network move
@@ -20,19 +21,26 @@ import torch.nn.functional as F
 import torch_ws
 from torch import nn
 
+from ..common.optimizers import CLIPS, make_optimizer
 from .networks import Network
-from .variants import SEED, MicroBatch, Settings, Trainer, Variant
+from .variants import SEED, MicroBatch, Settings, Trainer, Variant, moving_averages
 
 # Of the error below. Rounding gives up to 3e-5 in float32 and 0.1 in bfloat16, and a gradient
 # without the derivative of the standard deviation is off by 0.1: so bfloat16 is only looked at
 # after float32 has been found right.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 CHECKED = 2  # micro-batches at most: one more than the first shows whether they are summed
+STEPS = 2
+# A rate at which the first step changes the second's gradients by more than the tolerance
+RATES = {"sgd": 0.01, "adamw": 1e-3}
 
 
 @dataclass(frozen=True)
 class Check:
-    """Largest |g - g64| / |g64|, 2-norms, of all parameters' gradients; by dtype of the step."""
+    """Largest |g - g64| / |g64|, 2-norms, of all parameters, by dtype of the step.
+
+    g: the gradients' moving averages after two steps.
+    """
 
     errors: dict[torch.dtype, float]
 
@@ -66,20 +74,27 @@ class Judge:
         return Check(errors)
 
     def _error(self, variant: Variant, settings: Settings) -> float:
-        trainer = Trainer(variant, self.network, settings)
+        trainer = Trainer(variant, self.network, settings, lr=RATES[settings.optimizer])
         # PyTorch's default lets CUDA convolutions round their inputs to TF32
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            trainer.accumulate(self.micro_batches)
-        return gradient_error(trainer.take_gradients(), self._reference(variant.formula))
+            for _ in range(STEPS):
+                trainer.step(self.micro_batches)
+        found = moving_averages(trainer.model, trainer.optimizer, settings)
+        return gradient_error(found, self._reference(variant.formula))
 
     def _reference(self, formula: str | None) -> dict[str, torch.Tensor]:
         if formula not in self._expected:
-            self._expected[formula] = reference_gradients(self.network, formula, self.micro_batches)
+            self._expected[formula] = reference_averages(
+                self.network, formula, self.micro_batches, self.settings
+            )
         return self._expected[formula]
 
 
-def reference_gradients(
-    network: Network, formula: str | None, micro_batches: Sequence[MicroBatch]
+def reference_averages(
+    network: Network,
+    formula: str | None,
+    micro_batches: Sequence[MicroBatch],
+    settings: Settings,
 ) -> dict[str, torch.Tensor]:
     class ReferenceConv2d(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,10 +104,17 @@ def reference_gradients(
     torch.manual_seed(SEED)
     model = network.make(nn.Conv2d if formula is None else ReferenceConv2d)
     model.to(micro_batches[0][0].device, torch.float64)
-    for images, labels in micro_batches:
-        loss = F.cross_entropy(model(images.double()), labels)
-        (loss / len(micro_batches)).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(
+        settings.optimizer, model.parameters(), "default", lr=RATES[settings.optimizer]
+    )
+    for _ in range(STEPS):
+        for images, labels in micro_batches:
+            loss = F.cross_entropy(model(images.double()), labels)
+            (loss / len(micro_batches)).backward()
+        CLIPS[settings.clip](model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return moving_averages(model, optimizer, settings)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,6 +1,7 @@
 """``python -m bench step``: what weight standardization costs in training, of whole networks.
 
-A step is forward and backward of one or several micro-batches and one step of the optimizer.
+A step is forward and backward of one or several micro-batches, gradient clipping where --clip names
+one, one step of the optimizer, and zero_grad.
 networks.py has the networks, variants.py the ways to standardize, checks.py their check, and
 measure.py says how overheads are taken.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from ..common.errors import wrong_results
 from ..common.run import Run, Started
 from . import plot, record, report
 from .measure import Row, measure
@@ -32,4 +34,6 @@ def main(argv: list[str]) -> None:
         report.print_row(row, how)
         rows.append(row)
     report.print_variants(rows, variants)
-    run.finish(lambda path, caption: plot.save(path, rows, how, caption))
+    ours = {variant.name for variant in variants if variant.is_ours}
+    wrong = wrong_results(rows, ours.__contains__)
+    run.finish(lambda path, caption: plot.save(path, rows, how, caption), wrong)

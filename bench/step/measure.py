@@ -1,28 +1,25 @@
 """One network at one micro-batch size: check every variant, count its memory, then time it.
 
-A round takes one sample of every variant in shuffled order, as in common/timing.py. The overhead of
-a variant is taken within each round, against `plain` in the same round, and then the median of the
-rounds: whatever slows the machine down for longer than a round slows both alike and cancels. Its
-median is reported with a 95 % confidence interval, which says what the run resolves; the record and
-the plot also have the quartiles, which say how noisy the rounds were.
+A round takes one sample of every variant in shuffled order, as in common/timing.py; the overhead of
+a variant is taken within each round, against `plain` in the same round (common/interval.py).
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from ..common.errors import WrongResult, reason_of
+from ..common.errors import WRONG, WrongResult, reason_of
+from ..common.interval import Interval, overhead
 from ..common.run import Started
 from ..common.timing import MIN_ROUNDS, Timing, interleave
 from .checks import Check, Judge
-from .memory import peak_bytes
-from .networks import NETWORKS
+from .memory import allocated_bytes
+from .networks import NETWORKS, Network
 from .variants import PLAIN, MicroBatch, Settings, Trainer, Variant, make_data, takes_part
 
 SAMPLE_SECONDS = 0.25  # at most: short runs take shorter samples
@@ -47,43 +44,13 @@ class Cell:
         return self.batch * self.accumulate
 
 
-@dataclass(frozen=True)
-class Overhead:
-    """Of a variant's step over plain's, in percent of plain's."""
-
-    median: float
-    low: float  # the median's 95 % confidence interval
-    high: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, times: Sequence[float], plain: Sequence[float]) -> Overhead:
-        percents = sorted(100 * (a - b) / b for a, b in zip(times, plain, strict=True))
-        q1, median, q3 = statistics.quantiles(percents, n=4, method="inclusive")
-        skipped = _outside_interval(len(percents))
-        return cls(median, percents[skipped], percents[-1 - skipped], q1, q3)
-
-
-def _outside_interval(count: int) -> int:
-    """How many of the sorted values lie below the interval that holds the median, 95 % of the time.
-
-    As many heads come up in `count` throws of a coin, or fewer, with a probability of 2.5 %.
-    """
-    below, probability = 0, 0.5**count
-    while probability <= 0.025:
-        below += 1
-        probability += math.comb(count, below) * 0.5**count
-    return max(0, below - 1)
-
-
 @dataclass
 class Row:
     """All variants of a cell, by name."""
 
     cell: Cell
     times: dict[str, Timing] = field(default_factory=dict)
-    overheads: dict[str, Overhead] = field(default_factory=dict)  # all but plain's
+    overheads: dict[str, Interval] = field(default_factory=dict)  # all but plain's
     checks: dict[str, Check] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)  # bytes
     skipped: dict[str, str] = field(default_factory=dict)  # why a variant was not timed
@@ -115,12 +82,11 @@ def measure(
         try:
             check = judge.check(variant)
             if not check.passed:
-                raise WrongResult(f"{variant.name} is wrong on {cell.title}: {check.verdict}")
-            trainer = Trainer(variant, network, settings)
-            trainer.step(micro_batches)  # the first makes what the others then have
-            row.peaks[variant.name] = trainer.state_bytes() + peak_bytes(
-                lambda trainer=trainer: trainer.step(micro_batches), settings.device
-            )
+                if variant.name == PLAIN:
+                    raise WrongResult(f"{PLAIN} is wrong on {cell.title}: {check.verdict}")
+                row.skipped[variant.name] = f"{WRONG}, {check.verdict}"
+                continue
+            trainer, row.peaks[variant.name] = prepare(variant, network, settings, micro_batches)
         except Exception as error:  # whatever torch.compile, or a peer, raises
             if variant.name == PLAIN or variant.is_ours:
                 raise
@@ -131,6 +97,21 @@ def measure(
     started(f"{cell.title}: timing")
     _time(row, trainers, micro_batches, seconds)
     return row
+
+
+def prepare(
+    variant: Variant, network: Network, settings: Settings, micro_batches: list[MicroBatch]
+) -> tuple[Trainer, int]:
+    """The trainer after a step, and the most bytes that it has allocated at once in the next."""
+    made: list[Trainer] = []
+
+    def begin():
+        made.append(Trainer(variant, network, settings))
+        made[0].step(micro_batches)  # the first makes what the others then have
+
+    _, kept = allocated_bytes(begin, settings.device)
+    peak, _ = allocated_bytes(lambda: made[0].step(micro_batches), settings.device)
+    return made[0], kept + peak
 
 
 def _time(
@@ -147,7 +128,9 @@ def _time(
     )
     row.times = {name: Timing.of(times[name], steps) for name in times}
     row.overheads = {
-        name: Overhead.of(times[name], times[PLAIN]) for name in times if name != PLAIN
+        name: overhead(timing, row.times[PLAIN])
+        for name, timing in row.times.items()
+        if name != PLAIN
     }
 
 

@@ -1,4 +1,4 @@
-"""How much memory a step needs at its worst moment.
+"""How much memory a step needs at its worst moment, and what is there between two steps.
 
 Counted are the bytes of tensors as PyTorch's allocators hand them out, on the CPU by its profiler:
 exact, the same in every run, and without what libraries such as oneDNN allocate for themselves.
@@ -6,6 +6,7 @@ exact, the same in every run, and without what libraries such as oneDNN allocate
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -14,15 +15,16 @@ from collections.abc import Callable
 import torch
 
 
-def peak_bytes(run: Callable[[], None], device: str) -> int:
-    """The most bytes that were allocated at once during `run`, beyond those from before it."""
+def allocated_bytes(run: Callable[[], object], device: str) -> tuple[int, int]:
+    """The most bytes at once during `run`, and those after it; both beyond those from before it."""
+    gc.collect()  # what was left in cycles would be freed, and counted, during `run`
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
     # the profiler's library would report its start and stop on stderr
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -39,4 +41,4 @@ def peak_bytes(run: Callable[[], None], device: str) -> int:
     for event in allocations:
         allocated += event["args"]["Bytes"]  # negative where memory is freed
         peak = max(peak, allocated)
-    return peak
+    return peak, allocated

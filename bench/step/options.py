@@ -8,6 +8,7 @@ import torch
 
 from ..common.arguments import add_how, add_names, add_output, check_common, count
 from ..common.errors import reason_of
+from ..common.optimizers import CLIPS, KINDS
 from .measure import Cell
 from .networks import DEFAULT_NETWORKS, NETWORKS
 from .variants import PLAIN, Settings, Variant, takes_part, variants
@@ -20,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench step",
         usage="python -m bench step [options]",
         description="Checks, then times, training steps of networks with and without weight "
-        "standardization: forward, backward and SGD.",
+        "standardization: forward, backward, clipping and the optimizer's step.",
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what")
@@ -44,12 +45,16 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"of a side of the images; default: {SIZES['cpu']}, on CUDA {SIZES['cuda']}",
     )
     what.add_argument(
-        "--accumulate",
+        "--micro-batches",
+        nargs="+",
         type=count,
         metavar="K",
-        default=8,
-        help="micro-batches in a step of held, and of the plain step beside it; default: 8",
+        default=[1, 8],
+        help="in a step; default: 1 8. held needs several, layers and groups are timed with one",
     )
+    what.add_argument("--optimizer", choices=KINDS, default="sgd", help="default: sgd, momentum")
+    clips = "gradients before the step: by torch's clip_grad_norm_, by units; default: none"
+    what.add_argument("--clip", choices=CLIPS, default="none", help=clips)
     how = parser.add_argument_group("how")
     how.add_argument("--autocast", action="store_true", help="to bfloat16")
     how.add_argument("--compile", action="store_true", help="torch.compile for every variant")
@@ -72,8 +77,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"argument --size: {name} needs a multiple of {multiple}, got {args.size}")
     found = variants()
     for name in args.variants or ():
-        if found[name].accumulates and args.accumulate == 1:
-            parser.error(f"argument --accumulate: {name} needs 2 micro-batches or more, got 1")
+        if not any(takes_part(found[name], count) for count in args.micro_batches):
+            needs = "2 or more" if found[name].accumulates else "1"
+            got = " ".join(map(str, args.micro_batches))
+            parser.error(f"argument --micro-batches: {name} needs {needs}, got {got}")
     if args.compile:
         try:
             torch.compile(lambda x: x + 1, isolate_recompiles=True)(
@@ -91,20 +98,18 @@ def choose_variants(args: argparse.Namespace) -> list[Variant]:
 
 
 def choose_cells(args: argparse.Namespace, chosen: list[Variant]) -> list[Cell]:
-    """Steps of one micro-batch and of several, each where a variant takes part in that alone.
-
-    plain and control, which take part in both, are measured with one if they are alone.
-    """
-    compared = [variant for variant in chosen if variant.accumulates is not None]
+    """All combinations, but those in which nobody who was chosen to standardize takes part."""
+    compared = [variant for variant in chosen if variant.formula is not None]
     return [
         Cell(network, batch, accumulate, args.size)
         for network in args.models
-        for accumulate in dict.fromkeys((1, args.accumulate))
+        for accumulate in dict.fromkeys(args.micro_batches)
         for batch in args.batch
-        if any(takes_part(variant, accumulate) for variant in compared)
-        or (accumulate == 1 and not compared)
+        if not compared or any(takes_part(variant, accumulate) for variant in compared)
     ]
 
 
 def choose_settings(args: argparse.Namespace) -> Settings:
-    return Settings(args.device, args.autocast, args.compile, args.channels_last)
+    return Settings(
+        args.device, args.optimizer, args.clip, args.autocast, args.compile, args.channels_last
+    )

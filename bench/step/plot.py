@@ -9,11 +9,14 @@ from .variants import PLAIN
 # Color-blind safe (Okabe and Ito), and the marker.
 STYLES = {
     "control": ("#000000", "x"),
+    "plain_default": ("#56B4E9", "<"),
+    "plain_foreach": ("#56B4E9", ">"),
     "formula": ("#666666", "X"),
     "batch_norm": ("#CC79A7", "^"),
     "layer": ("#E69F00", "s"),
     "grouped": ("#D55E00", "o"),
     "held": ("#0072B2", "D"),
+    "fused": ("#009E73", "*"),
 }
 LINEAR = 1.0  # percent, up to which the axis is linear: control is about 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..common.optimizers import AGC, KINDS, MAX_NORM
 from ..common.report import duration, number, print_competitors
 from ..common.tables import Table
 from ..common.terminal import print_table
@@ -9,10 +10,17 @@ from .checks import dtype_name
 from .measure import Row
 from .variants import PLAIN, Settings, Variant
 
+CLIPPED = {
+    "none": [],
+    "norm": [f"clipped to a norm of {MAX_NORM:g}"],
+    "agc": [f"clipped by unit to {AGC:g}"],
+}
+
 
 def describe(settings: Settings, size: int) -> str:
     """How all networks of a run are trained, in words."""
-    parts = [f"{size}x{size} pixels", "SGD with momentum"]
+    parts = [f"{size}x{size} pixels", KINDS[settings.optimizer].title]
+    parts += CLIPPED[settings.clip]
     parts.append("bfloat16 autocast" if settings.autocast else "float32")
     parts += [
         text
@@ -32,7 +40,7 @@ def print_variants(rows: list[Row], variants: list[Variant]) -> None:
         f"error\n{dtype_name(dtype)}": (lambda check, dtype=dtype: check.errors[dtype], ".1e")
         for dtype in dtypes
     }
-    title = "variants, their first gradients checked against float64: the worst of all"
+    title = "variants, gradients of two steps checked against float64: the worst of all"
     print_competitors(title, "variant", variants, rows, worst)
 
 

@@ -3,7 +3,8 @@
 Each builds the same network from the same seed and differs in how, and how often, the weights of
 its convolutions are standardized. `control` is `plain` once more, a second copy of the network: its
 overhead is 0 but for the machine's noise and the luck of memory placement, so it shows what a run
-can resolve.
+can resolve. The optimizer is torch.optim's with fused=True, its fastest, but for the two plain
+variants that show what its other implementations take.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import torch.nn.functional as F
 import torch_ws
 from torch import nn
 
+from ..common.optimizers import AGC, CLIPS, KINDS, make_optimizer
 from ..common.peers import chained_formula, timm_batch_norm
 from .networks import Network
 
 PLAIN = "plain"
 CONTROL = "control"
 SEED = 0  # of the initial weights
-LEARNING_RATE = 1e-6  # the weights stay as they were checked; the optimizer does all of its work
 MicroBatch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -51,6 +52,8 @@ class Variant:
     around: Callable[[nn.Module], contextlib.AbstractContextManager] = lambda model: (
         contextlib.nullcontext()
     )
+    optimizer: str = "fused"  # torch.optim's implementation
+    is_fused: bool = False  # standardization within the optimizer's step
     is_ours: bool = False  # torch_ws's: an error in it stops the run
     accumulates: bool | None = False  # runs with several micro-batches a step, one, or (None) both
 
@@ -72,8 +75,15 @@ def _group(model: nn.Module, network: Network) -> None:
 
 def variants() -> dict[str, Variant]:
     found = [
-        Variant(PLAIN, "no weight standardization", accumulates=None),
+        Variant(PLAIN, "no weight standardization; torch.optim with fused=True", accumulates=None),
         Variant(CONTROL, "plain once more: what this run can resolve", accumulates=None),
+        Variant(
+            "plain_default",
+            "plain, without an implementation named: on the CPU a loop over the parameters",
+            optimizer="default",
+            accumulates=None,
+        ),
+        Variant("plain_foreach", "plain, foreach=True", optimizer="foreach", accumulates=None),
         Variant(
             "formula",
             "eager chained means, (w - mean) / (std + 1e-5) in each layer, the authors' 2019 code",
@@ -103,6 +113,15 @@ def variants() -> dict[str, Variant]:
             is_ours=True,
             accumulates=True,
         ),
+        Variant(
+            "fused",
+            "torch_ws.fuse(torch_ws.convert(model), optimizer)",
+            "paper",
+            prepare=_convert,
+            is_fused=True,
+            is_ours=True,
+            accumulates=None,
+        ),
     ]
     return {variant.name: variant for variant in found}
 
@@ -116,6 +135,8 @@ class Settings:
     """What all variants of a run share."""
 
     device: str = "cpu"
+    optimizer: str = "sgd"
+    clip: str = "none"
     autocast: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -126,9 +147,9 @@ class Settings:
 
 
 class Trainer:
-    """One variant of one network, ready to train."""
+    """One variant of one network, ready to train; `numbers`: of the optimizer, if not the timed."""
 
-    def __init__(self, variant: Variant, network: Network, settings: Settings):
+    def __init__(self, variant: Variant, network: Network, settings: Settings, **numbers: float):
         self.variant = variant
         self.settings = settings
         self.model = variant.build(network)
@@ -140,10 +161,18 @@ class Trainer:
             self.forward = torch.compile(
                 self.model, fullgraph=True, dynamic=False, isolate_recompiles=True
             )
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        self.optimizer = make_optimizer(
+            settings.optimizer, self.model.parameters(), variant.optimizer, **numbers
+        )
+        self.clip = CLIPS[settings.clip]
+        if variant.is_fused:
+            agc = AGC if settings.clip == "agc" else None
+            torch_ws.fuse(self.model, self.optimizer, agc=agc)
+            self.clip = CLIPS["none" if agc else settings.clip]
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> None:
         self.accumulate(micro_batches)
+        self.clip(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -158,18 +187,13 @@ class Trainer:
                 (loss / len(micro_batches)).backward()
                 del loss  # what is left of its graph refers to held weights
 
-    def take_gradients(self) -> dict[str, torch.Tensor]:
-        """The parameters' gradients by name, which are then cleared."""
-        found = {name: parameter.grad for name, parameter in self.model.named_parameters()}
-        self.optimizer.zero_grad()
-        return found
 
-    def state_bytes(self) -> int:
-        """Of the parameters and the optimizer's momentum: what is there between two steps."""
-        tensors = list(self.model.parameters())
-        for state in self.optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
+def moving_averages(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings
+) -> dict[str, torch.Tensor | None]:
+    """Of the parameters' gradients, by name, as the optimizer keeps them; None: of none."""
+    key = KINDS[settings.optimizer].states[0]
+    return {name: optimizer.state.get(p, {}).get(key) for name, p in model.named_parameters()}
 
 
 def make_data(

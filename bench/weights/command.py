@@ -8,15 +8,15 @@ common/timing.py says how times are taken, providers.py what runs, workloads.py 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 
+from ..common.errors import wrong_results
 from ..common.run import Run, Started
 from . import plot, record, report
 from .measure import Session, measure
 from .options import choose_providers, choose_workloads, parse
 from .providers import COPY, OURS, Provider
-from .record import WRONG, Row
+from .record import Row
 from .workloads import OVERHEAD_SHAPE, weight_workload
 
 OVERHEAD_DIRECTIONS = ["no_grad", "forward", "both"]
@@ -72,12 +72,7 @@ def main(argv: list[str]) -> None:
     total = sum(len(directions) for *_, directions in plan)
     rows = list(run.rows(measure_all, total, lambda rows: record.as_json(rows, providers)))
     print_results(args, providers, rows)
-    run.finish(lambda path, caption: plot.save(path, split_overhead(rows)[0], caption))
-    wrong = dict.fromkeys(  # a weight's check is that of all its directions
-        f"{name} is wrong on {row.title} in {row.dtype}: {why.removeprefix(f'{WRONG}, ')}"
-        for row in rows
-        for name, why in row.skipped.items()
-        if name.startswith(OURS)
+    wrong = wrong_results(
+        rows, lambda name: name.startswith(OURS), lambda row: f"{row.title} in {row.dtype}"
     )
-    if wrong:
-        sys.exit("\n".join(f"python -m bench: error: {line}" for line in wrong))
+    run.finish(lambda path, caption: plot.save(path, split_overhead(rows)[0], caption), wrong)

@@ -11,13 +11,13 @@ import torch._functorch.config
 import torch_ws
 
 from ..common import cuda_timing, timing
-from ..common.errors import reason_of
+from ..common.errors import WRONG, reason_of
 from ..common.run import Started
 from ..common.timing import Call
 from .calls import make_call
 from .checks import Check, check
 from .providers import OURS, Provider, Standardize
-from .record import WRONG, Row
+from .record import Row
 from .workloads import Tensors, Workload, make_tensors, moved_bytes
 
 DTYPES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ..common.errors import WRONG
 from ..common.run import what_runs
 from ..common.timing import Timing
 from .checks import Check
@@ -15,7 +16,6 @@ BYTES_MODEL = (
     "forward reads w and writes y; backward reads w and g and writes dw; both is their sum. "
     "GB/s are these bytes over the time; copy moves as many."
 )
-WRONG = "wrong"  # begins the reason where a provider failed its check
 
 
 @dataclass(frozen=True)

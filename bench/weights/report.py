@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..common.errors import WRONG
 from ..common.report import duration, number, print_competitors, spread, times
 from ..common.tables import Table
 from ..common.terminal import print_table
 from ..common.timing import Timing
 from .providers import COPY, OURS, Provider
-from .record import WRONG, Row
+from .record import Row
 
 TITLES = {
     "no_grad": "forward, no grad",

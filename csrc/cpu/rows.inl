@@ -25,14 +25,14 @@
 namespace ws {
 namespace {
 
-// What is this large has left the caches by the time it is read. Stored past them, it is not read from
-// memory first, and does not push out the inputs. (What forward writes is read at once, by the
+// A gradient this large has left the caches by the time it is read. Stored past them, it is not read
+// from memory first, and does not push out the inputs. (What forward writes is read at once, by the
 // convolution.)
 constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <class T>
-bool is_large(const Shape& shape) {
-  return shape.rows * shape.cols * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+bool is_large(const Shape& shape, int64_t bytes) {
+  return shape.rows * shape.cols * static_cast<int64_t>(sizeof(T)) >= bytes;
 }
 
 // Stores past the caches if `streamed`.
@@ -126,7 +126,7 @@ template <class W, class Y>
 void backward_rows(const Backward& a, int64_t begin, int64_t end) {
   using V = typename Arithmetic<W>::Vector;
   const RowLength cols(a.shape.cols);
-  const bool large = is_large<W>(a.shape);
+  const bool large = is_large<W>(a.shape, kStreamedBytes);
   for (int64_t row = begin; row < end; ++row) {
     with_gradient<W, Y>(a, cols, row, [&](const auto& gradient) {
       W* const grad_weight = row_at<W>(a.operands[a.kGradWeight], row);

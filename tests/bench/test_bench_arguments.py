@@ -5,7 +5,7 @@ import torch
 import torch_ws
 from benchmark import run_main
 
-COMMANDS = ("standardize", "step")
+COMMANDS = ("standardize", "step", "optimizer")
 REFUSED = {
     "--models resnet51": "invalid choice: 'resnet51'",
     "--device tpu": "invalid choice: 'tpu'",
@@ -31,8 +31,16 @@ REFUSED_BY_STEP = {
     "--size 0": "argument --size",
     "--size 100": "argument --size: resnet50 needs a multiple of 32, got 100",
     "--models unet --size 20": "argument --size: unet needs a multiple of 8, got 20",
-    "--accumulate 0": "argument --accumulate",
-    "--accumulate 1 --variants held": "held needs 2 micro-batches or more, got 1",
+    "--micro-batches 0": "argument --micro-batches",
+    "--micro-batches 1 --variants held": "argument --micro-batches: held needs 2 or more, got 1",
+    "--micro-batches 2 8 --variants layer": "argument --micro-batches: layer needs 1, got 2 8",
+    "--optimizer adam": "invalid choice: 'adam'",
+    "--clip value": "invalid choice: 'value'",
+}
+REFUSED_BY_OPTIMIZER = {
+    "--optimizer adam": "invalid choice: 'adam'",
+    "--dtype float16": "invalid choice: 'float16'",
+    "--variants copy": "invalid choice: 'copy'",  # it runs in any case
 }
 
 
@@ -53,6 +61,7 @@ def refusal(command, arguments, monkeypatch, capsys):
         *((command, *case) for command in COMMANDS for case in REFUSED.items()),
         *(("standardize", *case) for case in REFUSED_BY_STANDARDIZE.items()),
         *(("step", *case) for case in REFUSED_BY_STEP.items()),
+        *(("optimizer", *case) for case in REFUSED_BY_OPTIMIZER.items()),
     ],
 )
 def test_bad_arguments(command, arguments, message, monkeypatch, capsys):
@@ -67,6 +76,12 @@ def test_what_is_not_here(command, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     error = refusal(command, "--plot found.png", monkeypatch, capsys)
     assert "it needs matplotlib, which is not installed" in error
+
+
+def test_optimizer_on_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    error = refusal("optimizer", "--device cuda", monkeypatch, capsys)
+    assert "argument --device: this command times on the CPU, got cuda" in error
 
 
 def test_instruction_set_that_is_not_here(monkeypatch, capsys):

@@ -7,8 +7,10 @@ import torch
 import torch_ws
 from torch import nn
 
+from bench.common.optimizers import CLIPS
 from bench.step import checks as step_checks
-from bench.step.memory import peak_bytes
+from bench.step.measure import prepare
+from bench.step.memory import allocated_bytes
 from bench.step.networks import NETWORKS, ResNet50, UNet
 from bench.step.variants import (
     FormulaConv2d,
@@ -29,6 +31,12 @@ def convolutions(model):
 
 def data(count=2, settings=None):
     return make_data(TINY, 2, 8, count, settings or Settings())
+
+
+def take_gradients(trainer):
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    trainer.optimizer.zero_grad()
+    return found
 
 
 def judge(settings=None, count=2):
@@ -92,7 +100,7 @@ def test_all_but_the_head_are_standardized(name, count):
 # --- the variants
 
 
-@pytest.mark.parametrize("name", ["layer", "grouped", "held"])
+@pytest.mark.parametrize("name", ["layer", "grouped", "held", "fused"])
 def test_computes_what_the_formula_does(name, monkeypatch):
     """In float64, where nothing hides: outputs of the layers, and all gradients."""
     convert = torch_ws.convert
@@ -102,7 +110,7 @@ def test_computes_what_the_formula_does(name, monkeypatch):
         trainer = Trainer(variant, TINY, Settings())
         trainer.model.double()
         trainer.accumulate([(images.double(), labels) for images, labels in data()])
-        gradients[variant.name] = trainer.take_gradients()
+        gradients[variant.name] = take_gradients(trainer)
     for key, expected in gradients["formula"].items():
         torch.testing.assert_close(gradients[name][key], expected, rtol=1e-10, atol=1e-13)
 
@@ -110,8 +118,15 @@ def test_computes_what_the_formula_does(name, monkeypatch):
 @pytest.mark.parametrize("name", variants())
 @pytest.mark.parametrize(
     "options",
-    [{}, {"autocast": True}, {"channels_last": True}, {"autocast": True, "channels_last": True}],
-    ids=lambda options: "-".join(options) or "plain",
+    [
+        {},
+        {"autocast": True},
+        {"channels_last": True},
+        {"autocast": True, "channels_last": True, "clip": "agc"},  # stored in another layout
+        {"optimizer": "adamw", "clip": "norm"},
+        {"optimizer": "adamw", "clip": "agc"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "plain",
 )
 def test_check_accepts(name, options):
     check = judge(Settings(**options)).check(variants()[name])
@@ -120,7 +135,7 @@ def test_check_accepts(name, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "layer", "grouped", "held"])
+@pytest.mark.parametrize("name", ["plain", "layer", "grouped", "held", "fused"])
 def test_check_accepts_compiled(name, monkeypatch):
     # the graphs are what could go wrong; code for them would take minutes
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -146,18 +161,36 @@ class WithoutGradient(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
+class Stale(nn.Conv2d):
+    """The right gradient, but the weight that was standardized before the first step."""
+
+    def forward(self, x):
+        weight = torch_ws.standardize(self.weight)
+        if not hasattr(self, "first"):
+            self.first = weight.detach().clone()
+        return self._conv_forward(x, self.first + (weight - weight.detach()), self.bias)
+
+
 class Nan(FormulaConv2d):
     def forward(self, x):
         return super().forward(x) * float("nan")
 
 
 @pytest.mark.parametrize(
-    "conv", [WithoutGradientOfStd, WithoutGradientOfMean, WithoutGradient, Nan, nn.Conv2d]
+    "conv", [WithoutGradientOfStd, WithoutGradientOfMean, WithoutGradient, Stale, Nan, nn.Conv2d]
 )
 @pytest.mark.parametrize("autocast", [False, True])
 def test_check_refuses(conv, autocast):
     wrong = Variant("wrong", "", "paper", conv)
     assert not judge(Settings(autocast=autocast)).check(wrong).passed
+
+
+@pytest.mark.parametrize("clip", ["norm", "agc"])
+def test_check_refuses_a_step_without_clipping(clip, monkeypatch):
+    fuse = torch_ws.fuse
+    monkeypatch.setattr(torch_ws, "fuse", lambda model, optimizer, agc: fuse(model, optimizer))
+    monkeypatch.setattr("bench.step.variants.CLIPS", dict.fromkeys(CLIPS, CLIPS["none"]))
+    assert not judge(Settings(clip=clip)).check(variants()["fused"]).passed
 
 
 def test_check_looks_at_more_than_the_first_micro_batch():
@@ -173,28 +206,29 @@ def test_micro_batches_are_one_large_batch():
     trainer.model.double()
     micro_batches = [(images.double(), labels) for images, labels in data()]
     trainer.accumulate(micro_batches)
-    found = trainer.take_gradients()
+    found = take_gradients(trainer)
     trainer.accumulate([tuple(torch.cat(parts) for parts in zip(*micro_batches, strict=True))])
-    torch.testing.assert_close(found, trainer.take_gradients(), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(found, take_gradients(trainer), rtol=1e-10, atol=1e-13)
 
 
 def test_step_is_sgd():
     trainer = Trainer(variants()["layer"], TINY, Settings())
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.accumulate(data())
-    gradients = trainer.take_gradients()
+    gradients = take_gradients(trainer)
     trainer.step(data())
     rate = trainer.optimizer.param_groups[0]["lr"]
     for name, parameter in trainer.model.named_parameters():
         # the first step with momentum is the one without
-        torch.testing.assert_close(parameter.detach(), before[name] - rate * gradients[name])
+        update = gradients[name] + 5e-5 * before[name]
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * update)
         assert parameter.grad is None
 
 
 # --- the memory
 
 
-def test_peak_bytes():
+def test_allocated_bytes():
     before = torch.ones(1000)
 
     def run():
@@ -204,19 +238,34 @@ def test_peak_bytes():
         again = torch.ones(500)
         del again
 
-    assert peak_bytes(run, "cpu") == 8000
-    assert peak_bytes(before.neg_, "cpu") == 0
+    assert allocated_bytes(run, "cpu") == (8000, 0)
+    assert allocated_bytes(before.neg_, "cpu") == (0, 0)
+    kept = []
+    assert allocated_bytes(lambda: kept.append(before.neg()), "cpu") == (4000, 4000)
+
+
+def test_what_is_kept_between_two_steps():
+    kept = {}
+    for name in ("plain", "layer", "fused"):
+        made = []
+
+        def begin(name=name, made=made):
+            made.append(Trainer(variants()[name], TINY, Settings()))
+            made[0].step(data(1))
+
+        _, kept[name] = allocated_bytes(begin, "cpu")
+    model = variants()["layer"].build(TINY)
+    layers = [m for m in model.modules() if isinstance(m, torch_ws.WSConv2d)]
+    assert kept["plain"] == kept["layer"] == 2 * sum(p.nbytes for p in model.parameters())
+    assert kept["fused"] - kept["plain"] == sum(layer.weight.nbytes for layer in layers)
 
 
 def test_standardized_weights_are_in_the_peak():
     """With images of a few pixels the weights are what a step allocates."""
     micro_batches = make_data(TINY, 1, 2, 1, Settings())
-    peaks = {}
-    for name in ("plain", "layer"):
-        trainer = Trainer(variants()[name], TINY, Settings())
-        trainer.step(micro_batches)
-        momentum_and_parameters = 2 * sum(p.nbytes for p in trainer.model.parameters())
-        assert trainer.state_bytes() == momentum_and_parameters
-        peaks[name] = peak_bytes(lambda trainer=trainer: trainer.step(micro_batches), "cpu")
+    peaks = {
+        name: prepare(variants()[name], TINY, Settings(), micro_batches)[1]
+        for name in ("plain", "layer")
+    }
     weights = [conv.weight.nbytes for conv in convolutions(variants()["plain"].build(TINY))]
     assert 0 < peaks["layer"] - peaks["plain"] <= sum(weights)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.common.interval import Interval
 from bench.common.report import print_head
 from bench.common.tables import Table
 from bench.common.timing import Timing
 from bench.step import report as step_report
 from bench.step.checks import Check as StepCheck
-from bench.step.measure import Cell, Overhead
+from bench.step.measure import Cell
 from bench.step.measure import Row as StepRow
 from bench.step.variants import Settings, Variant
 from bench.weights import command as standardize
@@ -105,7 +106,7 @@ def step_row(found):
     return StepRow(
         Cell(found["network"], found["batch"], found["accumulate"], found["size"]),
         {name: timing(e, "ms", "rounds", "steps_per_round") for name, e in entries.items()},
-        {n: Overhead(**e["overhead_percent"]) for n, e in entries.items() if n != "plain"},
+        {n: Interval(**e["overhead_percent"]) for n, e in entries.items() if n != "plain"},
         {
             name: StepCheck({getattr(torch, d): v for d, v in e["gradient_error"].items()})
             for name, e in entries.items()

@@ -82,6 +82,7 @@ WHERE = {
     "_version": CONVOLUTION.weight,
     "_C": torch,
     "_WeightNorm": nn.utils.parametrizations,
+    "_amp_foreach_non_finite_check_and_unscale_": torch.ops.aten,
     "_are_functorch_transforms_active": torch._C,
     "_autograd": torch._C,
     "_cdata": CONVOLUTION.weight.untyped_storage(),
@@ -89,20 +90,32 @@ WHERE = {
     "_current_graph_task_id": torch._C,
     "_current_level": forward_ad,
     "_disabled_torch_function_impl": torch._C,
+    "_dynamo": torch,
     "_execution_engine": torch.autograd.Variable,
+    "_foreach_div_": torch.ops.aten,
+    "_foreach_mul_": torch.ops.aten,
+    "_foreach_norm": torch.ops.aten,
+    "_foreach_zero_": torch.ops.aten,
     "_forward_pre_hooks": CONVOLUTION,
+    "_init_group": torch.optim.SGD,
     "_is_any_autocast_enabled": torch._C,
     "_is_tracing": torch._C,
     "_len_torch_dispatch_stack": torch._C,
     "_load_state_dict_pre_hooks": CONVOLUTION,
+    "_make_wrapper_subclass": torch.Tensor,
     "_metadata": CONVOLUTION.state_dict(),
     "_op": torch.ops.aten.add.default,
     "_ops": torch,
+    "_optimizer_step_post_hooks": torch.optim.SGD(CONVOLUTION.parameters()),
     "_output_padding": nn.ConvTranspose1d,
     "_python_dispatch": torch.utils,
+    "_pytree": torch.utils,
     "_reversed_padding_repeated_twice": CONVOLUTION,
     "_storage_Use_Count": torch._C,
     "_top_saved_tensors_default_hooks": torch._C._autograd,
+    "_torchdynamo_inline": torch.compile(len),
+    "_use_count": CONVOLUTION.weight,
+    "_will_engine_execute_node": torch._C,
 }
 # Objects that have to be made first, in the tests below
 MADE = {"_orig_mod", "_local_tensor", "_get_fsdp_state", "_init_extensions", "_module_info"}
@@ -110,7 +123,7 @@ MADE |= {"_fsdp_param_groups", "_fsdp_param_group", "_use_post_forward_mesh"}
 
 
 def test_every_name_is_looked_for():
-    names = private_names(HERE) - own_names(HERE)
+    names = private_names(HERE) - own_names(HERE) - OTHERS
     assert names | private.EVERYWHERE == WHERE.keys() | MADE
 
 
@@ -194,6 +207,78 @@ def test_storage_users_counts_who_holds_the_storage():
     assert private.storage_users(one) == 3
     del storage, array
     assert private.storage_users(one) == 1
+
+
+def test_references():
+    """Whoever else has the tensor or its memory makes a difference, until it is gone."""
+    alone = private.references([torch.zeros(3)], 0)
+    held = [torch.zeros(3)]
+    assert private.references(held, 0) == alone
+    another = held[0]
+    assert private.references(held, 0) != alone
+    del another
+    view = held[0][:2]
+    assert private.references(held, 0) != alone
+    del view
+    leaf = torch.ones(3, requires_grad=True)
+    graph = leaf * held[0]  # which has the tensor in C++
+    assert private.references(held, 0) != alone
+    del graph
+    assert private.references(held, 0) == alone
+
+
+class Asks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        Asks.answers.append(private.accumulates(ctx.next_functions[0][0]))
+        return 2 * grad
+
+
+def test_accumulates():
+    """backward leaves a gradient in .grad; torch.autograd.grad gives it to its caller."""
+    x = torch.ones(2, requires_grad=True)
+    Asks.answers = []
+    Asks.apply(x).sum().backward()
+    Asks.apply(x).sum().backward(inputs=[x])
+    torch.autograd.grad(Asks.apply(x).sum(), x)
+    assert Asks.answers == [True, True, False]
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_an_optimizer_gathers_as_it_is_told(cls):
+    """A step updates what the gathering gives it, and asks for every group."""
+    stepped, left = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = cls([{"params": [stepped, left]}, {"params": []}], lr=0.1)
+    asked = []
+
+    def gather(group, *lists):
+        asked.append(len(group["params"]))
+        return own({**group, "params": group["params"][:1]}, *lists)
+
+    own = private.gather_with(optimizer, gather)
+    for parameter in (stepped, left):
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert asked == [2, 0]
+    assert (stepped < 1).all() and (left == 1).all()
+    private.gather_with(optimizer, None)
+    optimizer.step()
+    assert asked == [2, 0] and (left < 1).all()
+
+
+def test_hook_first():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    order = []
+    optimizer.register_step_post_hook(lambda *_: order.append("early"))
+    handle = private.hook_first(optimizer, lambda *_: order.append("first"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert order == ["first", "early", "early"]
 
 
 def test_in_dispatch_mode():

@@ -52,13 +52,17 @@ def assert_steps_agree(rule, weights, grads_by_step, formula="paper", dtype=None
     ours = run(fused, weights[0].dtype, dtype=dtype)
     narrow = None if dtype == torch.float64 else dtype
     judges, peers = run(composed, torch.float64), run(composed, torch.float32, dtype=narrow)
-    # float64's composition is no peer for itself: its error is float32's in float64's units
-    unit = torch.finfo(weights[0].dtype).eps / torch.finfo(torch.float32).eps
+    # float64's composition is no peer for itself: its error is float32's in float64's units, and
+    # the judge's as much again
+    eps = torch.finfo(weights[0].dtype).eps
+    unit = 1 if weights[0].dtype == torch.float32 else 2 * eps / torch.finfo(torch.float32).eps
     assert len(ours) == len(judges)
     for actual, judge, peer in zip(ours, judges, peers, strict=True):
-        peer_error = relative_error(peer.detach(), judge.detach())
-        # twice what accuracy.py allows: these are the largest errors of several steps, by chance
-        assert_close(actual.detach(), judge.detach(), 2 * peer_error * unit)
+        # Twice what accuracy.py allows, and two roundings a step: these are the largest errors of
+        # several steps, to some part by chance.
+        peer_error = relative_error(peer.detach(), judge.detach()) * unit
+        peer_error = 2 * peer_error + len(grads_by_step) * eps
+        assert_close(actual.detach(), judge.detach(), peer_error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -244,13 +248,13 @@ def test_a_large_weight_is_that_of_its_parts(isa, dtype, offset):
 @pytest.mark.parametrize("rule", ["dampening", "adamw, all"])  # clipped before weight decay
 def test_adaptive_clipping(isa, rule, is_true, dtype):
     # rows of all sizes, also below clip_eps; gradients from half of the limit to 1.5 times it
-    weight = (torch.randn(30, 147) * torch.logspace(-5, 0, 30)[:, None]).to(dtype)
-    limit = 0.05 * weight.norm(dim=1, keepdim=True).clamp(min=1e-2)
+    weight = (torch.randn(30, 147) * torch.logspace(-3, 0, 30)[:, None]).to(dtype)
+    limit = 0.05 * weight.norm(dim=1, keepdim=True).clamp(min=0.1)
     size = limit / 147**0.5 * (1 if is_true else weight.std(1, keepdim=True))
     grads = [torch.randn_like(weight) * size * (0.5 + torch.rand(30, 1)) for _ in range(3)]
-    options = {"clip": 0.05, "clip_eps": 1e-2, "is_true": is_true}
+    options = {"clip": 0.05, "clip_eps": 0.1, "is_true": is_true}
     gradient = grads[0] if is_true else kernel_gradient(grads[0], weight)
-    changed = (clipped(gradient, weight, 0.05, 1e-2) != gradient).any(1)
+    changed = (clipped(gradient, weight, 0.05, 0.1) != gradient).any(1)
     assert 5 < changed.sum() < 25
     assert_steps_agree(rule, [weight], [[g.to(dtype)] for g in grads], **options)
 

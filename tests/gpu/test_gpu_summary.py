@@ -126,7 +126,9 @@ def test_the_summary_reads_what_the_benchmark_writes(tmp_path):
 
 def test_the_training_step(tmp_path):
     """From what the command writes: what each variant adds to the plain step."""
-    options = "step --models tiny --size 8 --batch 1 --accumulate 2 --variants layer --seconds 0.01"
+    options = (
+        "step --models tiny --size 8 --batch 1 --micro-batches 1 --variants layer --seconds 0.01"
+    )
     command = f"{{python}} -m bench {options} --json {{out}}/step.json"
     result = run(Stage("step", "second", 60, command), tmp_path, "", 60)
     found = summarize(MACHINE, [result], tmp_path)

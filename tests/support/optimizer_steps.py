@@ -28,7 +28,7 @@ RULES = {
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.02}),
     "adamw, all": (
         torch.optim.AdamW,
-        {"weight_decay": 0.02, "maximize": True, "amsgrad": True},
+        {"weight_decay": 0.02, "maximize": True, "amsgrad": True, "eps": 1e-3},
     ),
 }
 

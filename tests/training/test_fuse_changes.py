@@ -11,7 +11,7 @@ import torch_ws
 from fused import FUSED, assert_same, assert_same_state, assert_stored, fused_pair, make, train
 from small_network import Calls, batch, loss_of, network, twins
 from torch import nn
-from torch_ws.training.deferred import deferred_of
+from torch_ws.training.standardized_grad import deferred_of
 
 
 @pytest.mark.parametrize("moment", ["before", "backward", "read", "step", "zero_grad"])
@@ -102,6 +102,32 @@ def test_writes_between_steps(way):
         train(model, optimizer, [x])
         train(judge, plain, [x])
     assert_same(model, judge)
+
+
+def test_another_formula_between_backward_and_step():
+    """The gradient is by the formula that the pass had."""
+    model, optimizer, _, judge, plain = fused_pair("SGD, momentum")
+    for net, opt in ((model, optimizer), (judge, plain)):
+        loss_of(net, torch.ones(2, 3, 6, 6, dtype=torch.float64)).backward()
+        net.stem.formula = "centered_weight_norm"
+        opt.step()
+    assert_same(model, judge)
+    assert_stored(model)
+
+
+def test_another_weight_between_backward_and_step():
+    """The step updates the one that the optimizer has; the layer goes on with its own."""
+    model, optimizer, _, judge, plain = fused_pair("SGD, momentum")
+    x = batch()
+    for net, opt in ((model, optimizer), (judge, plain)):
+        old = net.down.weight
+        loss_of(net, x).backward()
+        net.down.weight = nn.Parameter(torch.linspace(0, 1, old.numel()).double().view_as(old))
+        opt.step()
+        net.extra = old  # to be compared
+    assert_same(model, judge)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), judge(x), rtol=1e-12, atol=0)
 
 
 def test_refresh_after_writes_that_nobody_counts():

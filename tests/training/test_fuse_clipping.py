@@ -6,7 +6,7 @@ import torch_ws
 from fused import FUSED, Computed, assert_same, assert_same_state, assert_stored, fused_pair, make
 from small_network import Calls, batch, loss_of, twins
 from torch import nn
-from torch_ws.training.deferred import deferred_of
+from torch_ws.training.standardized_grad import deferred_of
 
 
 def clip_like_timm(parameters, clip, eps=1e-3):
@@ -139,6 +139,26 @@ def test_grad_scaler(name, unscale):
         assert_same_state(optimizer, plain)
         assert_stored(model, made=False)
     assert scalers[0].get_scale() < 8 * 2**3  # the infinity was found
+
+
+@pytest.mark.parametrize("name", ["SGD, fused", "AdamW"])
+def test_grad_scaler_and_agc(name):
+    """Units are clipped by unscaled norms; the scale is divided by before, or in the step."""
+    model, optimizer, _, judge, plain = fused_pair(
+        name, agc=lambda n: None if "down" in n else 0.02
+    )
+    scalers = [torch.amp.GradScaler("cpu", init_scale=64.0) for _ in range(2)]
+    for _ in range(3):
+        x = batch()
+        for net, opt, scaler in ((model, optimizer, scalers[0]), (judge, plain, scalers[1])):
+            scaler.scale(loss_of(net, x)).backward()
+            if net is judge:
+                scaler.unscale_(opt)
+                clip_like_timm([p for n, p in net.named_parameters() if "down" not in n], 0.02)
+            scaler.step(opt)
+            scaler.update()
+            opt.zero_grad()
+        assert_same(model, judge)
 
 
 def test_grad_scaler_with_autocast():

@@ -11,7 +11,7 @@ import torch
 import torch_ws
 from fused import FUSED, Computed, assert_same, fused_pair, make, train
 from small_network import Calls, batch, loss_of, twins
-from torch_ws.training.deferred import StandardizedGrad, deferred_of
+from torch_ws.training.standardized_grad import StandardizedGrad, deferred_of
 
 
 def saved(grad):

@@ -8,18 +8,19 @@ import torch
 import torch_ws
 from small_network import batch, network
 from torch_ws.layers.cache import EvalCache
+from torch_ws.training.fused_layer import FusedLayer
 from torch_ws.training.group import Group, _Pass
 from torch_ws.training.hold import Hold
 from torch_ws.training.provider import Provider
 
-PROVIDERS = [Group, _Pass, Hold, EvalCache]
+PROVIDERS = [Group, _Pass, Hold, FusedLayer, EvalCache]
 if torch.distributed.is_available():
     from torch_ws.distributed.gather import _Gathering
 
     PROVIDERS.append(_Gathering)
 
 
-class Scripted:
+class Scripted(Provider):
     """Gives what it was made with, and notes what it was asked for."""
 
     def __init__(self, result, idle=False, permanent=False):

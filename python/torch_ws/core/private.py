@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.utils import _python_dispatch
+from torch.utils import _python_dispatch, _pytree
 
 EVERYWHERE = {"_parameters", "_buffers", "_modules", "_apply", "_conv_forward", "_version"}
 EVERYWHERE |= {"_save_to_state_dict", "_load_from_state_dict", "_metadata"}
@@ -113,12 +114,14 @@ foreach_div = torch.ops.aten._foreach_div_
 foreach_zero = torch.ops.aten._foreach_zero_
 foreach_norm = torch.ops.aten._foreach_norm
 foreach_unscale = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_
+# What finds the tensors among an operation's arguments.
+tree_map_only = _pytree.tree_map_only
 
 
 def new_wrapper(cls: type[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     """A tensor of `cls` without memory, whose operations cls.__torch_dispatch__ carries out."""
     size, stride = like.size(), like.stride()
-    return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    return torch.Tensor._make_wrapper_subclass(
         cls, size, strides=stride, dtype=like.dtype, device=like.device
     )
 
@@ -163,13 +166,14 @@ def gather_with(optimizer: torch.optim.Optimizer, gather: Callable | None) -> Ca
         optimizer.__dict__.pop("_init_group", None)
     else:
         optimizer.__dict__["_init_group"] = gather
-    return functools.partial(type(optimizer)._init_group, optimizer)  # type: ignore[attr-defined]
+    cls: Any = type(optimizer)
+    return functools.partial(cls._init_group, optimizer)
 
 
 def hook_first(optimizer: torch.optim.Optimizer, hook: Callable):
     """register_step_post_hook, but before the hooks that are there: they are to see new weights."""
     handle = optimizer.register_step_post_hook(hook)
-    hooks = optimizer._optimizer_step_post_hooks  # type: ignore[attr-defined]  # an OrderedDict
+    hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
     hooks.move_to_end(handle.id, last=False)
     return handle
 

@@ -72,6 +72,7 @@ def _run(cls, op, types, args, kwargs=None):
     """Runs an op on each rank's part of its leading arguments, tensors or lists of them."""
     kwargs = kwargs or {}
     name = op.overloadpacket.__name__
+    names: tuple[str, ...]
     names = ("grad", "weight", "gain") if "backward" in name else ("weight", "gain", "shift")
     names = ("out", *names) if name == "forward_into" else names
     many = name in _LIST_OPS

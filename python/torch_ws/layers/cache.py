@@ -67,7 +67,7 @@ class Inputs:
     def renew(self, layer: Standardized, tensors: tuple) -> bool:
         """Knows these tensors as they are now; False if they are others than those known before."""
         for tensor, known in zip(tensors, self.known, strict=True):
-            if known is not None and tensor is known.tensor():
+            if known is not None and known.tensor() is tensor is not None:
                 known.version = tensor._version
         return self.are(layer, tensors)
 
@@ -97,13 +97,13 @@ class _Known:
 
 
 def count_step(optimizer, counted=frozenset()):
-    """Counts a version of each parameter that a step has written to, but for those of `counted`."""
+    """Counts a version of each parameter that a step has written to; `counted`: id() of others."""
     known = {id(one.tensor()) for one in _everything_known}
     stepped = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if id(parameter) in known and parameter.grad is not None and parameter not in counted
+        if id(parameter) in known and parameter.grad is not None and id(parameter) not in counted
     ]
     if stepped:
         torch.autograd.graph.increment_version(stepped)
@@ -150,15 +150,6 @@ class Stored:
             and self.inputs.are(layer, tensors)
         )
 
-    @classmethod
-    def renewed(cls, layer, tensors, dtype, result):
-        """What the layer keeps now, where `result` has been made of `tensors` elsewhere."""
-        entry = layer._cached
-        if entry is None or entry.dtype != dtype or not entry.inputs.renew(layer, tensors):
-            return cls(layer, tensors, dtype, result)
-        entry.result, entry.version = result, result._version
-        return entry
-
 
 def keepable(tensors: tuple) -> bool:
     """True if a result made of `tensors` may serve a later pass, as far as this moment tells."""
@@ -181,6 +172,17 @@ def stored(layer: Standardized, tensors: tuple, dtype: torch.dtype | None) -> St
             return None
         layer.__dict__["_cached"] = entry = Stored(layer, tensors, dtype)
     return entry
+
+
+def store(layer: Standardized, tensors: tuple, dtype: torch.dtype | None, result) -> None:
+    """Has the layer keep a result that was made of `tensors` elsewhere, if it may."""
+    entry = layer._cached
+    if entry is not None and entry.dtype == dtype and entry.inputs.renew(layer, tensors):
+        entry.result, entry.version = result, result._version
+    elif all(counts_versions(t) for t in tensors if t is not None):
+        layer.__dict__["_cached"] = Stored(layer, tensors, dtype, result)
+    else:
+        layer.__dict__.pop("_cached", None)
 
 
 def cacheable(layer: Standardized, tensors: tuple) -> bool:

@@ -15,7 +15,7 @@ def clip_by_unit(
     parameter: torch.Tensor, clip: float, eps: float, grad_scale: torch.Tensor | None = None
 ) -> None:
     """Clips the parameter's gradient in place; grad_scale: by which the step will divide it."""
-    grad = parameter.grad
+    grad: torch.Tensor = parameter.grad  # type: ignore[assignment]  # whoever calls has looked
     limit = _norm(parameter).clamp(min=eps) * clip
     norm = _norm(grad) if grad_scale is None else _norm(grad) / grad_scale
     factor = limit / norm.clamp(min=1e-6)

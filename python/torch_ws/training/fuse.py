@@ -13,11 +13,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .._check import check_float, check_module
 from ..core.private import is_compiled_function, is_traceable_wrapper_subclass
+from ..layers.cache import counts_versions
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
-from .deferred import StandardizedGrad, value_of
 from .fused_layer import FusedLayer
-from .fused_step import COMPILED, KINDS, FusedStep, reason_of
+from .fused_step import COMPILED, KINDS, FusedStep, reason_of_group, reason_of_weight
+from .standardized_grad import StandardizedGrad, value_of
 
 Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
 
@@ -91,11 +92,12 @@ class Fused:
 
     def __init__(self, model, optimizer, clips, clip_eps, layers, unfused):
         self._model = type(model).__name__
-        self._layers: dict[torch.Tensor, FusedLayer] = layers
+        self._layers: list[FusedLayer] = layers
         self._others: dict[str, str] = unfused
-        self._step = FusedStep(optimizer, layers, clips.get, clip_eps)
+        by_weight = {id(fused.weight): fused for fused in layers}
+        self._step = FusedStep(optimizer, by_weight, clips, clip_eps)
         self._removed = False
-        for fused in layers.values():
+        for fused in layers:
             fused.peers = layers
             fused.layer.__dict__["_provider"] = fused
         _optimizers.add(optimizer)
@@ -104,12 +106,12 @@ class Fused:
     @property
     def unfused(self) -> dict[str, str]:
         """The names of layers that the step has no kernel for, and why."""
-        without = {f.name: f.reason for f in self._layers.values() if f.reason is not None}
+        without = {f.name: f.reason for f in self._layers if f.reason is not None}
         return {**self._others, **without}
 
     def refresh(self) -> None:
         """Has the weights standardized again at their next use."""
-        for fused in self._layers.values():
+        for fused in self._layers:
             fused.layer.__dict__.pop("_cached", None)
 
     def remove(self) -> None:
@@ -119,7 +121,7 @@ class Fused:
         self._removed = True
         self._step.remove()
         _optimizers.discard(self._step.optimizer)
-        for fused in self._layers.values():
+        for fused in self._layers:
             if fused.layer._provider is fused:
                 fused.layer.__dict__.pop("_provider")
             fused.compute_grad()
@@ -156,8 +158,8 @@ def _check_kinds(model, optimizer):
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
         raise ValueError(
-            "model must not be sharded by FullyShardedDataParallel (FSDP1), which trains flat "
-            "parameters: use fully_shard (FSDP2)"
+            "model must not be sharded by FullyShardedDataParallel (FSDP1), whose parameters are "
+            "flat and have no rows"
         )
     zero = sys.modules.get("torch.distributed.optim")
     if zero and isinstance(optimizer, getattr(zero, "ZeroRedundancyOptimizer", ())):
@@ -183,7 +185,7 @@ def _check_kinds(model, optimizer):
 
 
 def _layers(model, optimizer):
-    """({weight: FusedLayer}, {name: why there is none}); raises where there is nothing to fuse."""
+    """(FusedLayers, {name: why there is none}); raises where there is nothing to fuse."""
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     found: dict = {}
     unfused: dict = {}
@@ -213,19 +215,22 @@ def _layers(model, optimizer):
             found.pop(weight, None)
         else:
             owners[weight] = name
-            reason = reason_of(optimizer, groups[weight], weight)
-            found[weight] = FusedLayer(name, layer, reason)
+            reason = reason_of_group(optimizer, groups[weight]) or reason_of_weight(weight)
+            if not counts_versions(weight):
+                unfused[name] = "its memory is shared with other tensors or processes"
+            else:
+                found[weight] = FusedLayer(name, layer, weight, reason)
     if not found:
         reasons = "; ".join(f"{name or 'model'}: {why}" for name, why in list(unfused.items())[:3])
         raise ValueError(
             "model must have a layer of torch_ws whose weight is in the optimizer"
             + (f"; got {reasons}" if reasons else f"; {type(model).__name__} has none")
         )
-    return found, unfused
+    return list(found.values()), unfused
 
 
-def _clips(model, optimizer, agc) -> dict[torch.Tensor, float]:
-    """AGC's number of each of the model's parameters in the optimizer that has one."""
+def _clips(model, optimizer, agc) -> dict[int, float]:
+    """AGC's numbers by id() of the model's parameters in the optimizer that have one."""
     if agc is None:
         return {}
     if type(optimizer) not in KINDS:
@@ -252,5 +257,5 @@ def _clips(model, optimizer, agc) -> dict[torch.Tensor, float]:
         check_float(f"agc of {name!r}", clip)
         if not (clip > 0 and math.isfinite(clip)):
             raise ValueError(f"agc of {name!r} must be positive and finite, got {clip}")
-        clips[parameter] = clip
+        clips[id(parameter)] = clip
     return clips

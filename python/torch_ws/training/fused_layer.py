@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
 import torch
+from torch import nn
 
 from ..core.autograd import Standardize
 from ..core.private import accumulates, direct_apply, in_transform
 from ..core.standardize import fan_in_of
 from ..core.update import raw_norms_many
 from ..layers.cache import keepable, stored
-from .deferred import Deferred, StandardizedGrad, deferred_of
+from .deferred import Deferred
 from .provider import Provider
+from .standardized_grad import StandardizedGrad, deferred_of
+
+if TYPE_CHECKING:
+    from ..layers.standardized import Standardized
 
 
 class Serve(Standardize):
@@ -21,7 +29,7 @@ class Serve(Standardize):
     """
 
     @staticmethod
-    def forward(ctx, weight, gain, shift, arguments, layer):
+    def forward(ctx, weight, gain, shift, arguments, layer):  # type: ignore[override]
         ctx.save_for_backward(weight, gain)
         ctx.arguments = (*arguments[:-1], None)
         ctx.layer = layer
@@ -38,7 +46,7 @@ class Serve(Standardize):
             or type(grad) is not torch.Tensor
             or not accumulates(leaf := ctx.next_functions[0][0])
             # under checkpointing, what has been saved is another tensor
-            or ctx.layer.peers.get(parameter := leaf.variable) is not ctx.layer
+            or (parameter := leaf.variable) is not ctx.layer.weight
         ):
             return *Standardize.backward(ctx, grad), None
         weight, gain = ctx.saved_tensors
@@ -72,11 +80,12 @@ class FusedLayer(Provider):
 
     idle = permanent = keeps = True
 
-    def __init__(self, name: str, layer, reason: str | None):
+    def __init__(self, name: str, layer: Standardized, weight: nn.Parameter, reason: str | None):
         self.name = name
         self.layer = layer
+        self.weight = weight
         self.reason = reason
-        self.peers: dict = {}  # the model's weights -> their FusedLayers
+        self.peers: Collection[FusedLayer] = ()  # all of the model's
 
     def arguments(self, weight) -> tuple:
         """The op's: (channel_dim, eps, eps_mode, correction, center, scale)."""
@@ -94,12 +103,12 @@ class FusedLayer(Provider):
 
     def pending(self) -> list[Deferred]:
         """The model's gradients that are not computed, and can be."""
-        found = [deferred_of(weight.grad) for weight in self.peers]
+        found = [deferred_of(fused.weight.grad) for fused in self.peers]
         return [deferred for deferred in found if deferred is not None and not deferred.is_lost()]
 
     def compute_grad(self):
         """Puts an ordinary gradient in the place of a deferred one, if it can still be computed."""
-        deferred = deferred_of(self.layer.weight.grad)
+        deferred = deferred_of(self.weight.grad)
         if deferred is not None and not deferred.is_lost():
             deferred.compute()
 

@@ -15,16 +15,15 @@ import torch
 
 from ..core.private import called_by_compiled, gather_with, hook_first, storage_users
 from ..core.update import raw_update_many
-from ..layers.cache import Stored, count_step, counts_itself, counts_versions
+from ..layers.cache import count_step, counts_itself, store
 from .clipping import clip_by_unit
-from .deferred import deferred_of, value_of
+from .deferred import Deferred
 from .fused_layer import FusedLayer
+from .standardized_grad import deferred_of, value_of
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64)
 KINDS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # and no subclass, which may differ
-
-
 COMPILED = "optimizer.step must not be compiled: torch_ws.fuse is to replace a part of it"
 
 
@@ -33,25 +32,26 @@ class _Update:
     """A weight's part in a step."""
 
     fused: FusedLayer
-    weight: torch.Tensor
     states: list  # torch's, of the weight's size; None: SGD's momentum before its first step
     step: torch.Tensor | None  # Adam's
-    grad: torch.Tensor  # of the standardized weight, or of the weight itself
-    of_weight: bool
-    factor: torch.Tensor | None  # of grad
-    gain: torch.Tensor | None  # that grad was computed with
+    grad: torch.Tensor  # of the standardized weight if it is deferred, else of the weight itself
+    deferred: Deferred | None = None
 
 
 class FusedStep:
-    """The step of one optimizer. layers: by weight; clip_of(parameter): AGC's number or None."""
+    """The step of one optimizer.
 
-    def __init__(self, optimizer, layers: dict, clip_of: Callable, clip_eps: float):
+    layers: by id() of their weights, whose own hash takes a microsecond; clips: AGC's numbers by
+    id() of the parameters that have one.
+    """
+
+    def __init__(self, optimizer, layers: dict[int, FusedLayer], clips: dict, clip_eps: float):
         self.optimizer = optimizer
         self.layers = layers
-        self.clip_of = clip_of
+        self.clips = clips
         self.clip_eps = clip_eps
         self.pending: list[tuple[dict, list[_Update]]] = []
-        self.own_gather: Callable | None = None
+        self.own_gather: Callable = lambda *_: None
         self.hooks = [optimizer.register_step_pre_hook(self.begin)]
         if type(optimizer) in KINDS:
             self.own_gather = gather_with(optimizer, self.gather)
@@ -61,7 +61,7 @@ class FusedStep:
     def remove(self):
         for hook in self.hooks:
             hook.remove()
-        if self.own_gather is not None:
+        if type(self.optimizer) in KINDS:
             gather_with(self.optimizer, None)
             counts_itself.discard(self.optimizer)
 
@@ -76,46 +76,53 @@ class FusedStep:
     def gather(self, group: dict, *lists):
         """torch's gathering of a group, without the weights that have a kernel, which wait."""
         waiting, others = [], []
+        why = reason_of_group(self.optimizer, group)
         for parameter in group["params"]:
-            fused = self.layers.get(parameter)
-            if fused is not None and parameter.grad is not None:
-                fused.reason = reason_of(self.optimizer, group, parameter)
-                if fused.reason is None:
-                    waiting.append(parameter)
+            fused = self.layers.get(id(parameter))
+            if fused is not None:
+                fused.reason = why or reason_of_weight(parameter)
+                grad = parameter.grad
+                if grad is not None and fused.reason is None:
+                    waiting.append((fused, grad))
                     continue
-                value_of(parameter.grad)  # which takes its own place
+                if deferred_of(grad) is not None:
+                    value_of(grad)  # which takes its own place
             others.append(parameter)
         result = self.own_gather({**group, "params": others}, *lists)
         self._clip(group, others)
         if waiting:
             gathered: tuple = tuple([] for _ in lists)
-            self.own_gather({**group, "params": waiting}, *gathered)
+            weights = [fused.weight for fused, _ in waiting]
+            self.own_gather({**group, "params": weights}, *gathered)
             self.pending.append((group, self._updates(waiting, gathered)))
         return result
 
     def _clip(self, group, parameters):
-        scale, _ = _scaler(self.optimizer, group)
-        for parameter in parameters:
-            clip = self.clip_of(parameter)
-            if clip and parameter.grad is not None:
-                clip_by_unit(parameter, clip, self.clip_eps, scale)
+        if self.clips:
+            scale, _ = _scaler(self.optimizer, group)
+            for parameter in parameters:
+                clip = self.clips.get(id(parameter))
+                if clip is not None and parameter.grad is not None:
+                    clip_by_unit(parameter, clip, self.clip_eps, scale)
 
-    def _updates(self, weights, gathered):
+    def _updates(self, waiting, gathered):
         """gathered: torch's lists of the weights' gradients and states."""
         sgd = type(self.optimizer) is torch.optim.SGD
-        steps = [None] * len(weights) if sgd else gathered[-1]
+        steps = [None] * len(waiting) if sgd else gathered[-1]
         columns = [column for column in (gathered[2:] if sgd else gathered[2:-1]) if column]
         updates = []
-        for i, weight in enumerate(weights):
-            fused, states = self.layers[weight], [column[i] for column in columns]
-            deferred = deferred_of(weight.grad)
+        for i, (fused, grad) in enumerate(waiting):
+            states = [column[i] for column in columns]
+            deferred = deferred_of(grad)
+            if deferred is not None and deferred.arguments != fused.arguments(fused.weight):
+                deferred.compute()  # by the formula that the layer had then
+                deferred = None
             if deferred is None:
-                grad, factor, gain = value_of(weight.grad), None, None
+                update = _Update(fused, states, steps[i], value_of(grad))
             else:
                 deferred.weight()  # raises if it was written to
-                grad, factor, gain = deferred.grad, deferred.factor, deferred.gain
-            of_weight = deferred is None
-            updates.append(_Update(fused, weight, states, steps[i], grad, of_weight, factor, gain))
+                update = _Update(fused, states, steps[i], deferred.grad, deferred)
+            updates.append(update)
         return updates
 
     @torch.compiler.disable
@@ -123,21 +130,22 @@ class FusedStep:
     def finish(self, optimizer, args, kwargs):
         """After torch's step: the weights that waited, and what is stored of their layers."""
         pending, self.pending = self.pending, []
-        updated: dict = {}  # weight -> its layer and the layer's next standardized weight
+        made = []
         for group, updates in pending:
             scale, found_inf = _scaler(optimizer, group)
             if found_inf is None or not found_inf.item():
-                updated.update(self._update(group, updates, scale))
-        count_step(optimizer, updated)
-        for layer, dtype, out in updated.values():
-            layer.__dict__["_cached"] = Stored.renewed(layer, layer._tensors(), dtype, out)
+                made += self._update(group, updates, scale)
+        count_step(optimizer, {id(fused.weight) for fused, *_ in made})
+        for fused, tensors, dtype, out in made:
+            if tensors[0] is fused.weight:  # else the layer has been given another one
+                store(fused.layer, tensors, dtype, out)
 
     def _update(self, group, updates, scale):
-        """One call for the weights of a group."""
+        """One call for the weights of a group: layer, its tensors, and what it has made of them."""
         adam = type(self.optimizer) is not torch.optim.SGD
-        outs, states, grads, flags, after = [], [], [], [], []
+        made, outs, states, grads, channel_dims, numbers, flags = [], [], [], [], [], [], []
         for update in updates:
-            layer, weight = update.fused.layer, update.weight
+            layer, weight = update.fused.layer, update.fused.weight
             entry = layer._cached
             dtype = None if entry is None else entry.dtype
             out = None if entry is None else entry.result
@@ -148,43 +156,41 @@ class FusedStep:
                 grad = grad.to(weight.dtype)
             is_first = any(state is None for state in update.states)
             update.states = [_fitting(state, weight) for state in update.states]
-            after.append((layer, dtype, out, layer._tensors()))
+            channel_dim, *formula = update.fused.arguments(weight)
+            made.append((update.fused, layer._tensors(), dtype, out))
             outs.append(out)
             states += update.states
             grads.append(grad)
-            flags.append(is_first + 2 * update.of_weight)
-        arguments = [update.fused.arguments(update.weight) for update in updates]
+            channel_dims.append(channel_dim)
+            numbers += formula
+            flags.append(is_first + 2 * (update.deferred is None))
         raw_update_many(
             outs,
-            [update.weight for update in updates],
+            [update.fused.weight for update in updates],
             states,
             grads,
-            [update.gain for update in updates],
-            [tensors[1] for *_, tensors in after],
-            [tensors[2] for *_, tensors in after],
-            [update.factor for update in updates],
-            [channel_dim for channel_dim, *_ in arguments],
-            [float(number) for _, *numbers in arguments for number in numbers],
+            [update.deferred and update.deferred.gain for update in updates],
+            [tensors[1] for _, tensors, *_ in made],
+            [tensors[2] for _, tensors, *_ in made],
+            [update.deferred and update.deferred.factor for update in updates],
+            channel_dims,
+            list(map(float, numbers)),
             [*_rule(self.optimizer, group), self.clip_eps],
             flags,
-            [float(self.clip_of(update.weight) or 0) for update in updates],
+            [float(self.clips.get(id(update.fused.weight), 0)) for update in updates],
             [update.step.float() + 1 for update in updates] if adam else [],
             None,
             scale,
             None,
         )
         for update in updates:
-            state = self.optimizer.state[update.weight] if update.states else {}
-            state.update(zip(_STATES[adam], update.states, strict=False))
+            for name, state in zip(_STATES[adam], update.states, strict=False):
+                self.optimizer.state[update.fused.weight][name] = state
             if adam:
                 update.step.add_(1)
-            deferred = deferred_of(update.weight.grad)
-            if deferred is not None:
-                deferred.used = True
-        return {
-            update.weight: (layer, dtype, out)
-            for update, (layer, dtype, out, _) in zip(updates, after, strict=True)
-        }
+            if update.deferred is not None:
+                update.deferred.used = True
+        return made
 
 
 # The names of the states of a weight's size in torch's state dicts, of SGD and of Adam.
@@ -194,7 +200,7 @@ _STATES = (("momentum_buffer",), ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 def _fitting(state, weight):
     """A state in the weight's layout: a loaded one has the checkpoint's."""
     if state is None:
-        return torch.zeros_like(weight)
+        return torch.empty_like(weight)
     if state.stride() == weight.stride() and state.dtype == weight.dtype:
         return state
     return torch.empty_like(weight).copy_(state)
@@ -218,8 +224,8 @@ def _scaler(optimizer, group):
     return getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
 
 
-def reason_of(optimizer, group: dict, weight: torch.Tensor) -> str | None:
-    """Why a step has no kernel for the weight; None: it has one."""
+def reason_of_group(optimizer, group: dict) -> str | None:
+    """Why a step has no kernel for any weight of a group; None: it has one."""
     if type(optimizer) not in KINDS:
         return f"no kernel for {type(optimizer).__name__}: SGD, Adam and AdamW have one"
     if group["differentiable"]:
@@ -227,16 +233,13 @@ def reason_of(optimizer, group: dict, weight: torch.Tensor) -> str | None:
     others = (group.get(name, 0) for name in ("weight_decay", "momentum", "dampening", "eps"))
     if any(isinstance(number, torch.Tensor) for number in (*group.get("betas", ()), *others)):
         return "no kernel for options as tensors, but for lr"
+    return None
+
+
+def reason_of_weight(weight: torch.Tensor) -> str | None:
+    """Why a step has no kernel for the weight; None: it has one."""
     if weight.device.type not in DEVICES:
         return f"no kernel for device {weight.device.type}"
     if weight.dtype not in DTYPES:
         return f"no kernel for dtype {str(weight.dtype).removeprefix('torch.')}"
-    if (
-        type(weight.grad) is not torch.Tensor
-        and deferred_of(weight.grad) is None
-        and weight.grad is not None
-    ):
-        return f"its gradient is a {type(weight.grad).__name__}"
-    if not counts_versions(weight):
-        return "its memory is shared with other tensors or processes"
     return None

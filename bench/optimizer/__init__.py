@@ -1,0 +1,1 @@
+"""``python -m bench optimizer``: the update of a model's weights alone, by torch_ws and torch."""
