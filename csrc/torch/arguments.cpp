@@ -146,13 +146,17 @@ Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
 }
 
 Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
-                                int64_t channel_dim, const Numbers& numbers, bool affine) {
+                                int64_t channel_dim, const Numbers& numbers, bool affine,
+                                bool in_place) {
   Gradient of = checked_gradient(grad, weight, std::move(gain), channel_dim, numbers, affine);
-  Call<Backward> call{
-      {{}, of.formula, {}, {}},
-      of.types,
-      {empty_like(weight, weight.scalar_type()), std::move(weight), std::move(grad)},
-      {std::move(of.grad_gain), std::move(of.grad_shift), std::move(of.gain)}};
+  STD_TORCH_CHECK(!in_place || (grad.scalar_type() == weight.scalar_type() &&
+                                (grad.numel() == 0 || is_dense(view_of(grad)))),
+                  "ws: a grad that is written to must have the weight's dtype and no gaps");
+  Call<Backward> call{{{}, of.formula, {}, {}},
+                      of.types,
+                      {in_place ? grad : empty_like(weight, weight.scalar_type()),
+                       std::move(weight), std::move(grad)},
+                      {std::move(of.grad_gain), std::move(of.grad_shift), std::move(of.gain)}};
   if (call.operands[Backward::kWeight].numel() > 0) describe(call, of.channel_dim);
   return call;
 }

@@ -22,9 +22,10 @@ Call<Forward> prepare_forward(Tensor weight, std::optional<Tensor> gain,
                               const Numbers& numbers, std::optional<ScalarType> dtype,
                               std::optional<Tensor> out = {});
 
-// With `affine`, gradients of gain and shift too.
+// With `affine`, gradients of gain and shift too. With `in_place`, that of the weight replaces `grad`.
 Call<Backward> prepare_backward(Tensor grad, Tensor weight, std::optional<Tensor> gain,
-                                int64_t channel_dim, const Numbers& numbers, bool affine);
+                                int64_t channel_dim, const Numbers& numbers, bool affine,
+                                bool in_place = false);
 
 Call<Norms> prepare_norms(Tensor grad, Tensor weight, std::optional<Tensor> gain,
                           int64_t channel_dim, const Numbers& numbers, bool affine);

@@ -121,6 +121,21 @@ std::vector<Tensor> backward_many(std::vector<Tensor> grads, std::vector<Tensor>
   }));
 }
 
+// The gradients of the weights replace grads.
+template <Run<Backward> run>
+std::vector<Tensor> backward_in_place(std::vector<Tensor> grads, std::vector<Tensor> weights,
+                                      std::vector<std::optional<Tensor>> gains,
+                                      std::vector<int64_t> channel_dims,
+                                      std::vector<double> formulas, bool affine) {
+  check_lists(weights, {grads.size(), gains.size(), channel_dims.size()}, formulas);
+  std::vector<Tensor> results = results_of(run_all(run, weights.size(), [&](size_t i) {
+    return prepare_backward(grads[i], weights[i], gains[i], channel_dims[i],
+                            numbers_of(formulas, i), affine, /*in_place=*/true);
+  }));
+  results.erase(results.begin(), results.begin() + grads.size());
+  return results;
+}
+
 template <Run<Norms> run>
 std::vector<Tensor> norms_many(std::vector<Tensor> grads, std::vector<Tensor> weights,
                                std::vector<std::optional<Tensor>> gains,

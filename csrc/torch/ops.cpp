@@ -40,6 +40,10 @@ STABLE_TORCH_LIBRARY(ws, m) {
   m.def(
       "backward_many(Tensor[] grads, Tensor[] weights, Tensor?[] gains, int[] channel_dims, "
       "float[] formulas, bool affine) -> Tensor[]");
+  // the gradients of the weights in place of grads, which nobody else may have; the others as above
+  m.def(
+      "backward_in_place(Tensor(a!)[] grads, Tensor[] weights, Tensor?[] gains, "
+      "int[] channel_dims, float[] formulas, bool affine) -> Tensor[]");
   // of the rows of those gradients of the weights, the squared norms; with affine, then as above
   m.def(
       "norms_many(Tensor[] grads, Tensor[] weights, Tensor?[] gains, int[] channel_dims, "
@@ -63,6 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(ws, CPU, m) {
   m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cpu>));
   m.impl("forward_into", TORCH_BOX(&forward_into<run_on_cpu>));
   m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cpu>));
+  m.impl("backward_in_place", TORCH_BOX(&backward_in_place<run_on_cpu>));
   m.impl("norms_many", TORCH_BOX(&norms_many<run_on_cpu>));
   m.impl("update_many", TORCH_BOX(&update_many<run_on_cpu>));
 }

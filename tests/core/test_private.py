@@ -209,29 +209,22 @@ def test_storage_users_counts_who_holds_the_storage():
     assert private.storage_users(one) == 1
 
 
-class Holder:
-    """As what is asked about."""
-
-    def __init__(self):
-        self.grad = torch.zeros(3)
-
-
 def test_references():
     """Whoever else has the tensor or its memory makes a difference, until it is gone."""
-    alone = private.references(Holder())
-    holder = Holder()
-    assert private.references(holder) == alone
-    another = holder.grad
-    assert private.references(holder) != alone
+    alone = private.references([torch.zeros(3)], 0)
+    held = [torch.zeros(3)]
+    assert private.references(held, 0) == alone
+    another = held[0]
+    assert private.references(held, 0) != alone
     del another
-    view = holder.grad[:2]
-    assert private.references(holder) != alone
+    view = held[0][:2]
+    assert private.references(held, 0) != alone
     del view
     leaf = torch.ones(3, requires_grad=True)
-    graph = leaf * holder.grad  # which has the tensor in C++
-    assert private.references(holder) != alone
+    graph = leaf * held[0]  # which has the tensor in C++
+    assert private.references(held, 0) != alone
     del graph
-    assert private.references(holder) == alone
+    assert private.references(held, 0) == alone
 
 
 class Asks(torch.autograd.Function):

@@ -98,6 +98,22 @@ def test_training_is_bitwise_that_of_the_layers_alone(dtype, bucket_mb):
     assert all(is_same(each, storages[0]) for each in storages)
 
 
+def test_gradients_lie_where_those_of_the_results_did(grouped):
+    """But for what a linear layer's backward gives, a view of a tensor that nobody else has."""
+    model, judge, x, _ = grouped
+    addresses, convolutions = {}, (model[0], model[5])  # whose results are no views
+
+    def note(layer, _):
+        weight = layer.standardized_weight()
+        weight.register_hook(lambda grad: addresses.update({layer: grad.data_ptr()}))
+
+    for layer in convolutions:
+        layer.register_forward_pre_hook(note)
+    for _ in range(2):
+        assert torch.equal(step(model, x), step(judge, x))
+        assert addresses == {layer: layer.weight.grad.data_ptr() for layer in convolutions}
+
+
 def test_one_launch_for_all_layers(grouped, monkeypatch):
     model, _, x, _ = grouped
     written, into = [], buffers.raw_forward_into

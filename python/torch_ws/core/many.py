@@ -14,17 +14,16 @@ from torch.fx.proxy import TraceError
 from .. import reference
 from .._check import (
     allocate_again,
-    check,
-    check_backward,
-    check_into,
     check_weight,
     explain,
     explain_backward,
     explain_into,
     naming,
 )
-from ..formulas import Arguments, Formula, FormulaName, resolve
+from ..formulas import Formula, FormulaName, resolve
 from .autograd import differentiable_backward, library
+from .check_many import check_all, check_all_backward, check_all_into, check_lists, options_of
+from .in_place import is_writable
 from .private import direct, direct_apply, needs_reference
 from .standardize import fan_in_of, standardize
 
@@ -33,6 +32,7 @@ Tensor = torch.Tensor
 raw_forward_many = direct(torch.ops.ws.forward_many)
 _forward_into = direct(torch.ops.ws.forward_into)
 _backward_many = direct(torch.ops.ws.backward_many)
+_backward_in_place = direct(torch.ops.ws.backward_in_place)
 
 
 def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
@@ -43,15 +43,18 @@ def raw_forward_into(outs, weights, gains, shifts, channel_dims, formulas):
     try:
         _forward_into(outs, weights, gains, shifts, channel_dims, formulas)
     except RuntimeError:
-        _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, explain_into)
+        check_all_into(outs, weights, gains, shifts, channel_dims, formulas, explain_into)
         allocate_again(outs)
         raise
     torch.autograd.graph.increment_version(outs)
 
 
-def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine):
-    """ws::backward_many, and in words what was wrong."""
+def raw_backward_many(grads, weights, gains, channel_dims, formulas, affine, in_place=False):
+    """ws::backward_many, and in words what was wrong; by ws::backward_in_place in grads' memory."""
     try:
+        if in_place:
+            vectors = _backward_in_place(grads, weights, gains, channel_dims, formulas, affine)
+            return [*grads, *vectors]
         return _backward_many(grads, weights, gains, channel_dims, formulas, affine)
     except RuntimeError:
         check_all_backward(grads, weights, gains, channel_dims, formulas, explain_backward)
@@ -111,7 +114,7 @@ def standardize_many(
             return torch.ops.ws.standardize_many(weights, gains, shifts, *arguments)
         known = weights[0].is_cpu or weights[0].is_cuda or weights[0].is_meta
         if traced or needs_reference() or not known:
-            _check_all(weights, gains, shifts, *arguments)
+            check_all(weights, gains, shifts, *arguments)
             return reference_many(weights, gains, shifts, *arguments)
         if torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (*weights, *gains, *shifts)
@@ -128,7 +131,7 @@ def standardize_many(
             with naming(f"weights[{i}]"):
                 check_weight(weight, dim)
         scalars = scalars_of(weights, formulas, channel_dims)
-        _check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
+        check_all(weights, gains, shifts, channel_dims, scalars, dtype, each=explain)
         allocate_again(weights, dtype)
         raise
 
@@ -169,20 +172,25 @@ class StandardizeMany(torch.autograd.Function):
                     gains[i],
                     (channel_dims[i], *formulas[5 * i : 5 * i + 5], dtype),
                 )
-        elif present:
-            affine = any(needed[count:])
+            return None, *results
+        affine = any(needed[count:])
+        writable = {i for i in present if is_writable(grads, i, weights[i])}
+        for in_place, chosen in (True, writable), (False, set(present) - writable):
+            if not chosen:
+                continue
             gradients = raw_backward_many(
-                [grads[i] for i in present],
-                [weights[i] for i in present],
-                [gains[i] for i in present],
-                [channel_dims[i] for i in present],
-                [number for i in present for number in formulas[5 * i : 5 * i + 5]],
+                [grads[i] for i in chosen],
+                [weights[i] for i in chosen],
+                [gains[i] for i in chosen],
+                [channel_dims[i] for i in chosen],
+                [number for i in chosen for number in formulas[5 * i : 5 * i + 5]],
                 affine,
+                in_place,
             )
             for kind in range(3 if affine else 1):
-                for k, i in enumerate(present):
+                for k, i in enumerate(chosen):
                     if needed[kind * count + i]:
-                        results[kind * count + i] = gradients[kind * len(present) + k]
+                        results[kind * count + i] = gradients[kind * len(chosen) + k]
         return None, *results
 
 
@@ -215,66 +223,6 @@ def scalars_of(weights, formulas, channel_dims):
     return scalars
 
 
-def _whole(name, number):
-    if not float(number).is_integer():
-        raise ValueError(f"{name} must be a whole number, got {number}")
-    return int(number)
-
-
-def options_of(formulas, i) -> Arguments:
-    """The options of ws::standardize for weight i. In the list ops all numbers travel as floats."""
-    eps, eps_mode, correction, center, scale = formulas[5 * i : 5 * i + 5]
-    if center not in (0, 1):
-        raise ValueError(f"center must be 0 or 1, got {center}")
-    return eps, _whole("eps_mode", eps_mode), _whole("correction", correction), bool(center), scale
-
-
-def check_lists(weights, formulas, **lists):
-    for name, values in lists.items():
-        if len(values) != len(weights):
-            raise ValueError(
-                f"{name} must have one entry a weight, {len(weights)}; got {len(values)}"
-            )
-    if len(formulas) != 5 * len(weights):
-        raise ValueError(
-            f"formulas must have 5 numbers a weight, {5 * len(weights)} in all; got {len(formulas)}"
-        )
-
-
-def check_one_device(weights, i):
-    if weights[i].device != weights[0].device:
-        raise ValueError(
-            f"weights must be on one device, {weights[0].device}; got {weights[i].device}"
-        )
-
-
-def _check_all(weights, gains, shifts, channel_dims, formulas, dtype, each=check):
-    check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            options = options_of(formulas, i)
-            each(weight, gains[i], shifts[i], channel_dims[i], *options, dtype)
-            check_one_device(weights, i)
-
-
-def _check_all_into(outs, weights, gains, shifts, channel_dims, formulas, each=check_into):
-    lists = {"outs": outs, "gains": gains, "shifts": shifts, "channel_dims": channel_dims}
-    check_lists(weights, formulas, **lists)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            options = options_of(formulas, i)
-            each(outs[i], weight, gains[i], shifts[i], channel_dims[i], *options)
-            check_one_device(weights, i)
-
-
-def check_all_backward(grads, weights, gains, channel_dims, formulas, each=check_backward):
-    check_lists(weights, formulas, grads=grads, gains=gains, channel_dims=channel_dims)
-    for i, weight in enumerate(weights):
-        with naming(f"weights[{i}]"):
-            each(grads[i], weight, gains[i], channel_dims[i], *options_of(formulas, i))
-            check_one_device(weights, i)
-
-
 def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     return [
         reference.standardize_op(
@@ -287,19 +235,19 @@ def reference_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
 def _autograd_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
     arguments = (channel_dims, formulas, dtype)
     if needs_reference():
-        _check_all(weights, gains, shifts, *arguments)
+        check_all(weights, gains, shifts, *arguments)
         return reference_many(weights, gains, shifts, *arguments)
     check_lists(weights, formulas, gains=gains, shifts=shifts, channel_dims=channel_dims)
     try:
         return list(StandardizeMany.apply(arguments, *weights, *gains, *shifts))
     except RuntimeError:
-        _check_all(weights, gains, shifts, *arguments, each=explain)
+        check_all(weights, gains, shifts, *arguments, each=explain)
         allocate_again(weights, dtype)
         raise
 
 
 def _fake_forward_many(weights, gains, shifts, channel_dims, formulas, dtype=None):
-    _check_all(weights, gains, shifts, channel_dims, formulas, dtype)
+    check_all(weights, gains, shifts, channel_dims, formulas, dtype)
     return [torch.empty_like(weight, dtype=dtype or weight.dtype) for weight in weights]
 
 
@@ -317,5 +265,5 @@ def _fake_backward_many(grads, weights, gains, channel_dims, formulas, affine):
 library.impl("standardize_many", _autograd_many, "Autograd")
 torch.library.register_fake("ws::standardize_many", _fake_forward_many, lib=library)
 torch.library.register_fake("ws::forward_many", _fake_forward_many, lib=library)
-torch.library.register_fake("ws::forward_into", _check_all_into, lib=library)
+torch.library.register_fake("ws::forward_into", check_all_into, lib=library)
 torch.library.register_fake("ws::backward_many", _fake_backward_many, lib=library)

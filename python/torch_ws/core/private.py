@@ -52,13 +52,13 @@ def in_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def references(holder) -> tuple[int, int, int]:
-    """How many refer to the tensor `holder.grad` in Python, in C++, and how many have its memory.
+def references(tensors, i) -> tuple[int, int, int]:
+    """How many refer to the tensor tensors[i] in Python, in C++, and how many have its memory.
 
-    To be compared with those of a tensor that only its holder knows: Python versions count apart.
+    To be compared with those of a tensor that nobody else knows: Python versions count apart.
     """
-    count = sys.getrefcount(holder.grad)
-    return count, holder.grad._use_count(), storage_users(holder.grad)
+    count = sys.getrefcount(tensors[i])
+    return count, tensors[i]._use_count(), storage_users(tensors[i])
 
 
 def accumulates(node: torch.autograd.graph.Node) -> bool:

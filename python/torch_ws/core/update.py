@@ -20,7 +20,7 @@ from .._check import (
     naming,
 )
 from .autograd import library
-from .many import check_all_backward, check_lists, check_one_device, options_of
+from .check_many import check_all_backward, check_lists, check_one_device, options_of
 from .private import direct
 
 _norms_many = direct(torch.ops.ws.norms_many)

@@ -118,7 +118,7 @@ class Deferred:
         """factor * g_hat in the weight's dtype, in memory that nobody else has."""
         weight = self.weight()
         fits = self.grad.dtype == weight.dtype and self.grad.stride() == weight.stride()
-        if not (fits and references(self) == _ALONE):
+        if not (fits and references((self.grad,), 0) == _ALONE):
             self.grad = torch.empty_like(weight).copy_(self.grad)
         if self.factor is not None:
             self.grad.mul_(self.factor)
@@ -152,16 +152,8 @@ class Deferred:
         return norm if self.factor is None else norm * self.factor.abs().reshape(())
 
 
-class _Holder:
-    """Of a tensor that nobody else has."""
-
-    __slots__ = ("grad",)
-
-    def __init__(self):
-        self.grad = torch.zeros(1)
-
-
-_ALONE = references(_Holder())
+_HELD_ONCE = [torch.zeros(1)]
+_ALONE = references((_HELD_ONCE[0],), 0)
 
 
 def _measure(some: Iterable[Deferred]) -> None:
