@@ -52,10 +52,11 @@ class FusedStep:
         self.clip_eps = clip_eps
         self.pending: list[tuple[dict, list[_Update]]] = []
         self.own_gather: Callable = lambda *_: None
-        self.hooks = [optimizer.register_step_pre_hook(self.begin)]
+        eager = torch.compiler.disable  # here, since its first use takes seconds to import
+        self.hooks = [optimizer.register_step_pre_hook(eager(self.begin))]
         if type(optimizer) in KINDS:
-            self.own_gather = gather_with(optimizer, self.gather)
-            self.hooks.append(hook_first(optimizer, self.finish))
+            self.own_gather = gather_with(optimizer, eager(self.gather))
+            self.hooks.append(hook_first(optimizer, eager(self.finish)))
             counts_itself.add(optimizer)
 
     def remove(self):
@@ -65,14 +66,12 @@ class FusedStep:
             gather_with(self.optimizer, None)
             counts_itself.discard(self.optimizer)
 
-    @torch.compiler.disable
     def begin(self, optimizer, args, kwargs):
         """Before the step, and before a closure."""
         if called_by_compiled():  # which reads the memory that deferred gradients do not have
             raise RuntimeError(COMPILED)
         self.pending = []
 
-    @torch.compiler.disable
     def gather(self, group: dict, *lists):
         """torch's gathering of a group, without the weights that have a kernel, which wait."""
         waiting, others = [], []
@@ -125,7 +124,6 @@ class FusedStep:
             updates.append(update)
         return updates
 
-    @torch.compiler.disable
     @torch.no_grad()
     def finish(self, optimizer, args, kwargs):
         """After torch's step: the weights that waited, and what is stored of their layers."""
