@@ -1,6 +1,7 @@
 """The benchmark's tables: within the terminal's width no word and no number is cut."""
 
 import argparse
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,8 @@ from bench.common.interval import Interval
 from bench.common.report import print_head
 from bench.common.tables import Table
 from bench.common.timing import Timing
+from bench.optimizer import report as optimizer_report
+from bench.optimizer.checks import Check as OptimizerCheck
 from bench.step import report as step_report
 from bench.step.checks import Check as StepCheck
 from bench.step.measure import Cell
@@ -124,11 +127,62 @@ def print_step(found):
     step_report.print_variants(rows, variants)
 
 
+@dataclasses.dataclass
+class OptimizerRow:
+    """A Row of optimizer, whose ratios were recorded where the rounds were not."""
+
+    found: dict
+
+    @property
+    def title(self):
+        return f"{self.found['title']}"
+
+    @property
+    def workload(self):
+        shapes = tuple(model_shapes(self.found["model"]))
+        return Workload(self.found["model"], self.found["title"], "model", shapes)
+
+    @property
+    def bytes(self):
+        return self.found["bytes"]
+
+    @property
+    def times(self):
+        entries = self.found["updates"].items()
+        return {name: timing(e, "ms", "rounds", "calls_per_round") for name, e in entries}
+
+    @property
+    def checks(self):
+        entries = self.found["updates"].items()
+        return {name: OptimizerCheck(e["errors"]) for name, e in entries if "errors" in e}
+
+    @property
+    def skipped(self):
+        return self.found["skipped"]
+
+    def ratio(self, name, other):
+        key = {"copy": "x_copy", "torch_fused": "x_torch_fused"}[other]
+        interval = self.found["updates"][name][key]
+        return interval and Interval(**interval)
+
+
+def print_optimizer(found):
+    rows = [OptimizerRow(row) for row in found["rows"]]
+    for row in rows:
+        optimizer_report.print_row(row)
+    updates = found["updates"].items()
+    optimizer_report.print_variants(rows, [Variant(name, v["runs"]) for name, v in updates])
+
+
+PRINTERS = {"variants": print_step, "updates": print_optimizer, "providers": print_weights}
+
+
 def printed(path, columns, monkeypatch, capsys):
     found = json.loads(path.read_text())
     monkeypatch.setenv("COLUMNS", str(columns))
     print_head(found)
-    (print_step if "variants" in found else print_weights)(found)
+    [printer] = [PRINTERS[key] for key in PRINTERS if key in found]
+    printer(found)
     return capsys.readouterr().out.splitlines()
 
 
