@@ -140,6 +140,17 @@ def test_refresh_after_writes_that_nobody_counts():
     torch.testing.assert_close(layer.standardized_weight(), -before)
 
 
+def test_without_the_cache_passes_follow_every_write():
+    model, optimizer, _, judge, plain = fused_pair("SGD, momentum")
+    torch_ws.eval_cache(False, model)
+    x = batch()
+    for _ in range(2):
+        for net, opt in ((model, optimizer), (judge, plain)):
+            net.stem.weight.data.mul_(torch.linspace(1, 2, 3).double().view(3, 1, 1))
+            train(net, opt, [x])
+        assert_same(model, judge)
+
+
 def test_averaged_copied_and_pickled():
     """Copies have the weights, nothing that is stored and no part in the optimizer's step."""
     model, optimizer, _, judge, plain = fused_pair("AdamW")
@@ -201,7 +212,7 @@ def test_torch_func():
 
 
 def test_nothing_else_of_the_weights_size():
-    """A step allocates nothing but its states, and results stay where they are."""
+    """Results stay where they are from step to step: nothing takes memory beside them."""
     model, optimizer, _, _, _ = fused_pair("SGD, momentum")
     train(model, optimizer, [batch(), batch()])
     places = [getattr(model, name)._cached.result.data_ptr() for name in FUSED]

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch_ws
-from fused import assert_same, fused_pair, train
+from fused import FUSED, assert_same, fused_pair, train
 from small_network import batch, loss_of, network
 from torch import nn
+from torch_ws.training.standardized_grad import deferred_of
 
 
 def sgd(model, **options):
@@ -181,11 +182,13 @@ def test_an_error_in_the_step_changes_nothing():
         loss_of(net, x).backward()
     kept = optimizer.param_groups[0]["betas"]
     optimizer.param_groups[0]["betas"] = (0.5, float("nan"))
-    before = [p.clone() for p in model.parameters()]
-    down = model.down.weight.detach().clone()
+    weights = {name: getattr(model, name).weight.detach().clone() for name in FUSED}
     with pytest.raises(ValueError, match="finite"):
         optimizer.step()
-    assert torch.equal(model.down.weight, down) and len(before) == len(list(model.parameters()))
+    for name, weight in weights.items():
+        layer = getattr(model, name)
+        assert torch.equal(layer.weight, weight) and optimizer.state[layer.weight]["step"] == 0
+        assert deferred_of(layer.weight.grad) is not None and layer.weight.grad.norm() > 0
     optimizer.param_groups[0]["betas"] = kept
     model.load_state_dict(judge.state_dict())
     optimizer.state.clear()

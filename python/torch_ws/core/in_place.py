@@ -25,12 +25,12 @@ def is_writable(grads, i, weight) -> bool:
         and grads[i].stride() == weight.stride()
         and not (grads[i].requires_grad or grads[i].is_inference())  # the result is neither
         and not in_dispatch_mode()
-        and _owns_memory(grads[i])
+        and owns_memory(grads[i])
         and references(grads, i) == _of_a_new_gradient()
     )
 
 
-def _owns_memory(grad):
+def owns_memory(grad):
     """True if it fills a storage that PyTorch allocated: not NumPy's, nor another process's."""
     storage = grad.untyped_storage()
     whole = storage.nbytes() == grad.nbytes

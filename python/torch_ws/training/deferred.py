@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.autograd import raw_backward
+from ..core.in_place import owns_memory
 from ..core.private import references
 from ..core.update import raw_norms_many
 
@@ -118,7 +119,7 @@ class Deferred:
         """factor * g_hat in the weight's dtype, in memory that nobody else has."""
         weight = self.weight()
         fits = self.grad.dtype == weight.dtype and self.grad.stride() == weight.stride()
-        if not (fits and references((self.grad,), 0) == _ALONE):
+        if not (fits and owns_memory(self.grad) and references((self.grad,), 0) == _ALONE):
             self.grad = torch.empty_like(weight).copy_(self.grad)
         if self.factor is not None:
             self.grad.mul_(self.factor)
@@ -127,7 +128,7 @@ class Deferred:
 
     def add(self, other: Deferred) -> None:
         """Adds another gradient of the same weight."""
-        self.own().add_(other.grad if other.factor is None else other.grad * other.factor)
+        self.own().add_(other.grad if other.factor is None else other.own())
         self._squared = None
 
     def matches(self, other: Deferred) -> bool:

@@ -94,7 +94,8 @@ class FusedLayer(Provider):
 
     def take(self, layer, tensors, dtype):
         """The stored weight, as the result of a node where gradients are needed."""
-        entry = stored(layer, tensors, dtype) if keepable(tensors) else None
+        keeps = layer.eval_cache and keepable(tensors)  # eval_cache(False): follow every write
+        entry = stored(layer, tensors, dtype) if keeps else None
         if entry is None:
             return None
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
