@@ -1,10 +1,13 @@
 """However gradients come about in a fused model, its training is that of the plain one."""
 
+import threading
+
 import pytest
 import torch
 from fused import FUSED, assert_same, assert_same_state, assert_stored, fused_pair
-from small_network import batch, loss_of
+from small_network import assert_close_gradients, batch, loss_of
 from torch.utils.checkpoint import checkpoint
+from torch_ws.training import standardized_grad
 from torch_ws.training.standardized_grad import deferred_of
 
 # How gradients come about, each a function of a network and two batches; all call backward.
@@ -138,3 +141,58 @@ def test_gradients_are_deferred():
     several_backwards(model, batch(), batch())
     for name in FUSED:
         assert deferred_of(getattr(model, name).weight.grad) is not None, name
+
+
+# What makes the graph itself add a gradient to .grad: who would notice otherwise; None: nobody
+WATCHERS = {
+    "nobody": None,
+    "tensor hook": lambda weight: weight.register_hook(lambda grad: None),
+    "accumulation hook": lambda weight: weight.register_post_accumulate_grad_hook(lambda p: None),
+}
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
+def test_the_graph_adds_gradients_where_somebody_looks(watcher, monkeypatch):
+    """Elsewhere the node does, which spares Python two calls of the dispatcher a layer."""
+    model, _, _, judge, _ = fused_pair("SGD")
+    calls = []
+    detach = standardized_grad._LINEAR[torch.ops.aten.detach.default]
+    counting = {torch.ops.aten.detach.default: lambda g: calls.append(g.shape) or detach(g)}
+    monkeypatch.setattr(standardized_grad, "_LINEAR", standardized_grad._LINEAR | counting)
+    weight = model.down.weight
+    handle = WATCHERS[watcher] and WATCHERS[watcher](weight)
+    x = batch()
+    for net in (model, judge):
+        loss_of(net, x).backward()
+    assert calls == ([weight.shape] if handle else [])
+    assert deferred_of(weight.grad) is not None
+    if handle:
+        handle.remove()
+        weight.grad = judge.down.weight.grad = None
+        for net in (model, judge):
+            loss_of(net, x).backward()
+        assert len(calls) == 1
+    assert_close_gradients(model, judge)
+
+
+def test_threads_add_their_gradients():
+    """Each pass of each thread is in the sum once."""
+    model, _, _, judge, _ = fused_pair("SGD")
+    xs = [batch() for _ in range(8)]
+    barrier = threading.Barrier(4)
+
+    def run(some):
+        barrier.wait()
+        for x in some:
+            loss_of(model, x).backward()
+
+    threads = [threading.Thread(target=run, args=(xs[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for x in xs:
+        loss_of(judge, x).backward()
+    for name in FUSED:
+        assert deferred_of(getattr(model, name).weight.grad) is not None, name
+    assert_close_gradients(model, judge)

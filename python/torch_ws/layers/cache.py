@@ -122,11 +122,15 @@ register_optimizer_step_post_hook(_count_step)
 
 
 class Stored:
-    """A layer's standardized weight, what it was made from, and its dtype (None: the weight's)."""
+    """A layer's standardized weight, what it was made from, and its dtype (None: the weight's).
 
-    __slots__ = ("dtype", "inputs", "result", "version")
+    arguments: the op's that it was made with, for the node of a fused layer (fused_layer.py).
+    """
+
+    __slots__ = ("arguments", "dtype", "inputs", "result", "version")
 
     def __init__(self, layer, tensors, dtype, result=None):
+        self.arguments: tuple | None = None
         if result is None:
             # A result made in inference mode could not be used outside of it.
             with torch.inference_mode(False), torch.no_grad():

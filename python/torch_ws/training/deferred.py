@@ -33,6 +33,7 @@ class Deferred:
     """
 
     __slots__ = (
+        "_owned",
         "_owner",
         "_squared",
         "_weight",
@@ -59,6 +60,7 @@ class Deferred:
         self.value: torch.Tensor | None = None
         self.used = False  # by a step, which has changed the weight
         self._squared = squared  # |J(w) g_hat|^2, where it is known
+        self._owned = False  # `grad` is a tensor of this one's own
 
     def weight(self) -> torch.Tensor:
         """The weight, as it was when the gradient came; raises if that is not so any more."""
@@ -118,9 +120,11 @@ class Deferred:
     def own(self) -> torch.Tensor:
         """factor * g_hat in the weight's dtype, in memory that nobody else has."""
         weight = self.weight()
-        fits = self.grad.dtype == weight.dtype and self.grad.stride() == weight.stride()
-        if not (fits and owns_memory(self.grad) and references((self.grad,), 0) == _ALONE):
-            self.grad = torch.empty_like(weight).copy_(self.grad)
+        if not self._owned:
+            fits = self.grad.dtype == weight.dtype and self.grad.stride() == weight.stride()
+            if not (fits and owns_memory(self.grad) and references((self.grad,), 0) == _ALONE):
+                self.grad = torch.empty_like(weight).copy_(self.grad)
+            self._owned = True
         if self.factor is not None:
             self.grad.mul_(self.factor)
             self.factor = self._squared = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -24,43 +25,45 @@ if TYPE_CHECKING:
 class Serve(Standardize):
     """Standardize's node where the result has been computed before.
 
-    Called by `serve` with ``(weight, gain, shift, arguments, layer)``; arguments: the op's, with
-    the result in the place of dtype.
+    Called by `serve` with ``(weight, gain, shift, entry, layer)``: what is stored of the layer.
     """
 
     @staticmethod
-    def forward(ctx, weight, gain, shift, arguments, layer):  # type: ignore[override]
+    def forward(ctx, weight, gain, shift, entry, layer):  # type: ignore[override]
         ctx.save_for_backward(weight, gain)
-        ctx.arguments = (*arguments[:-1], None)
+        ctx.arguments = entry.arguments
         ctx.layer = layer
-        return arguments[-1].detach()  # with a version counter in common, and memory
+        return entry.result.detach()  # with a version counter in common, and memory
 
     @staticmethod
     def backward(ctx, grad):
-        weight_needs, gain_needs, shift_needs, *_ = ctx.needs_input_grad
+        layer = ctx.layer
+        leaf = ctx.next_functions[0][0]  # None: the weight needs no gradient
         if (
-            not (weight_needs and ctx.layer.reason is None)
+            leaf is None
+            or layer.reason is not None
             or torch.is_grad_enabled()
             or in_transform()
             or torch.compiler.is_compiling()
             or type(grad) is not torch.Tensor
-            or not accumulates(leaf := ctx.next_functions[0][0])
+            or not accumulates(leaf)
             # under checkpointing, what has been saved is another tensor
-            or (parameter := leaf.variable) is not ctx.layer.weight
+            or (parameter := leaf.variable) is not layer.weight
         ):
             return *Standardize.backward(ctx, grad), None
         weight, gain = ctx.saved_tensors
         arguments = ctx.arguments[:-1]
         squared = grad_gain = grad_shift = None
+        _, gain_needs, shift_needs, *_ = ctx.needs_input_grad
         if gain_needs or shift_needs:
             numbers = list(map(float, arguments[1:]))
             rows, grad_gain, grad_shift = raw_norms_many(
                 [grad], [weight], [gain], [arguments[0]], numbers, True
             )
             squared = rows.sum()
-        deferred = Deferred(ctx.layer, parameter, gain, arguments, grad, squared)
+        deferred = Deferred(layer, parameter, gain, arguments, grad, squared)
         return (
-            StandardizedGrad(deferred, parameter),
+            layer.accumulate(parameter, deferred),
             grad_gain if gain_needs else None,
             grad_shift if shift_needs else None,
             None,
@@ -86,6 +89,7 @@ class FusedLayer(Provider):
         self.weight = weight
         self.reason = reason
         self.peers: Collection[FusedLayer] = ()  # all of the model's
+        self._lock = threading.Lock()
 
     def arguments(self, weight) -> tuple:
         """The op's: (channel_dim, eps, eps_mode, correction, center, scale)."""
@@ -98,9 +102,36 @@ class FusedLayer(Provider):
         entry = stored(layer, tensors, dtype) if keeps else None
         if entry is None:
             return None
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return serve(*tensors, (*self.arguments(tensors[0]), entry.result), self)
+        weight, gain, shift = tensors
+        if torch.is_grad_enabled() and (
+            weight.requires_grad
+            or (gain is not None and gain.requires_grad)
+            or (shift is not None and shift.requires_grad)
+        ):
+            if entry.arguments is None:
+                entry.arguments = (*self.arguments(weight), None)
+            return serve(weight, gain, shift, entry, self)
         return entry.result.detach()  # others' reading counts as a user of the memory
+
+    def accumulate(self, parameter: nn.Parameter, deferred: Deferred) -> StandardizedGrad | None:
+        """Adds a gradient to the parameter's .grad; returns what the graph is to do that with.
+
+        That is None where nobody would notice: the graph takes a Python call a step for it, between
+        convolutions that leave no cache to Python. Tensor hooks do, and streams of a GPU.
+        """
+        unseen = parameter.is_cpu and not (
+            parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+        )
+        if unseen:
+            with self._lock:  # threads may run backward passes of one model
+                if parameter.grad is None:
+                    parameter.grad = StandardizedGrad(deferred, parameter)
+                    return None
+                before = deferred_of(parameter.grad)
+                if before is not None and before.matches(deferred):
+                    before.add(deferred)
+                    return None
+        return StandardizedGrad(deferred, parameter)
 
     def pending(self) -> list[Deferred]:
         """The model's gradients that are not computed, and can be."""
