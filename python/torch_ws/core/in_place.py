@@ -31,10 +31,13 @@ def is_writable(grads, i, weight) -> bool:
 
 
 def owns_memory(grad):
-    """True if it fills a storage that PyTorch allocated: not NumPy's, nor another process's."""
+    """True if it fills a storage that PyTorch allocated: not NumPy's, nor another process's.
+
+    Of a GPU's memory PyTorch says that all is shared, and tells of no process.
+    """
     storage = grad.untyped_storage()
     whole = storage.nbytes() == grad.nbytes
-    return whole and storage.resizable() and not storage.is_shared()
+    return whole and storage.resizable() and not (grad.is_cpu and storage.is_shared())
 
 
 class _Probe(torch.autograd.Function):

@@ -108,7 +108,9 @@ def after_backward(callback: Callable[[], None]) -> None:
 
 # Tensor subclasses whose operations give plain tensors have no public way to say so.
 no_torch_function: Callable = torch._C._disabled_torch_function_impl
-# What torch.optim, clip_grad_norm_ and GradScaler do to lists of gradients.
+# What torch.optim, clip_grad_norm_ and GradScaler do to lists of gradients and of steps.
+foreach_add = torch._foreach_add
+foreach_add_ = torch._foreach_add_
 foreach_mul = torch.ops.aten._foreach_mul_
 foreach_div = torch.ops.aten._foreach_div_
 foreach_zero = torch.ops.aten._foreach_zero_
@@ -125,6 +127,9 @@ def new_wrapper(cls: type[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         cls, size, strides=stride, dtype=like.dtype, device=like.device
     )
 
+
+# A tensor's hooks on gradients: nothing public lists them.
+gradient_hooks = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 
 # What DTensors are among others; there is no public question for it.
 is_traceable_wrapper_subclass = _python_dispatch.is_traceable_wrapper_subclass

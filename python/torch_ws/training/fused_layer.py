@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core.autograd import Standardize
-from ..core.private import accumulates, direct_apply, in_transform
+from ..core.private import accumulates, direct_apply, gradient_hooks, in_transform
 from ..core.standardize import fan_in_of
 from ..core.update import raw_norms_many
 from ..layers.cache import keepable, stored
@@ -119,10 +119,7 @@ class FusedLayer(Provider):
         That is None where nobody would notice: the graph takes a Python call a step for it, between
         convolutions that leave no cache to Python. Tensor hooks do, and streams of a GPU.
         """
-        unseen = parameter.is_cpu and not (
-            parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-        )
-        if unseen:
+        if parameter.is_cpu and not any(gradient_hooks(parameter)):
             with self._lock:  # threads may run backward passes of one model
                 if parameter.grad is None:
                     parameter.grad = StandardizedGrad(deferred, parameter)
