@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch_ws
 from fused import FUSED, assert_same, assert_same_state, fused_pair, make
-from small_network import Calls, batch, twins
+from small_network import Calls, assert_close_gradients, batch, twins
 from torch_ws.training.standardized_grad import deferred_of
 
 pytestmark = pytest.mark.slow
@@ -67,3 +67,21 @@ def test_gradients_read_by_compiled_code(fresh_compiler):
             results.append([clip(weights), *(p.grad.clone() for p in weights)])
             net.zero_grad()
         torch.testing.assert_close(*results, rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+def test_compiled_autograd(fresh_compiler):
+    """A backward pass that is compiled, at times in pieces, leaves ordinary gradients."""
+    model, optimizer, _, judge, plain = fused_pair("SGD")
+    model(batch())
+    for _ in range(3):
+        x = batch()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            model(x).square().sum().backward()
+        judge(x).square().sum().backward()
+        assert {type(p.grad) for p in model.parameters()} <= {torch.Tensor, type(None)}
+        assert_close_gradients(model, judge)
+        for opt in (optimizer, plain):
+            opt.step()
+            opt.zero_grad()
+    assert_same(model, judge)

@@ -82,6 +82,7 @@ WHERE = {
     "_version": CONVOLUTION.weight,
     "_C": torch,
     "_WeightNorm": nn.utils.parametrizations,
+    "_active_ddp_module": nn.parallel.DistributedDataParallel,
     "_amp_foreach_non_finite_check_and_unscale_": torch.ops.aten,
     "_are_functorch_transforms_active": torch._C,
     "_autograd": torch._C,
@@ -143,6 +144,17 @@ def test_what_torch_compile_leaves():
     assert private.original_of(made) is model and private.is_compiled(made)
     model.compile()
     assert private.original_of(model) is None and private.is_compiled(model)
+
+
+def test_compiled_autograd():
+    found = []
+    x = torch.ones(1, requires_grad=True)
+    with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
+        assert private.before_compiled_backward() and not private.in_compiled_backward()
+        x.register_post_accumulate_grad_hook(lambda x: found.append(private.in_compiled_backward()))
+        x.sum().backward()
+    assert found == [True]
+    assert not private.before_compiled_backward() and not private.in_compiled_backward()
 
 
 class Local(torch.Tensor):

@@ -38,20 +38,22 @@ class Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, gain = ctx.saved_tensors
-        arguments = ctx.arguments
-        if torch.is_grad_enabled() or in_transform():
-            needed = ctx.needs_input_grad
-            return *differentiable_backward(needed, grad, weight, gain, arguments), None
-        try:
-            if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-                return raw_backward(grad, weight, gain, *arguments[:-1]), None, None, None
-            grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
-        except RuntimeError:
-            explain_backward(grad, weight, gain, *arguments[:-1])
-            allocate_again([weight], grads=[grad])
-            raise
-        needed = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
-        return *needed, None
+        return *gradients_of(ctx.needs_input_grad, grad, weight, gain, ctx.arguments), None
+
+
+def gradients_of(needed, grad, weight, gain, arguments):
+    """The needed gradients of weight, gain and shift; arguments: those of the op."""
+    if torch.is_grad_enabled() or in_transform():
+        return differentiable_backward(needed, grad, weight, gain, arguments)
+    try:
+        if not (needed[1] or needed[2]):
+            return raw_backward(grad, weight, gain, *arguments[:-1]), None, None
+        grads = raw_backward_affine(grad, weight, gain, *arguments[:-1])
+    except RuntimeError:
+        explain_backward(grad, weight, gain, *arguments[:-1])
+        allocate_again([weight], grads=[grad])
+        raise
+    return tuple([g if need else None for g, need in zip(grads, needed, strict=False)])
 
 
 apply = direct_apply(Standardize)  # after needs_reference()

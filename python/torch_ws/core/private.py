@@ -77,6 +77,26 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _compiled_autograd(flag):
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return module is not None and getattr(module, flag)
+
+
+def in_compiled_backward() -> bool:
+    """True in a backward pass of compiled autograd, also where that runs a node's code as it is."""
+    return _compiled_autograd("in_compiled_autograd_region")
+
+
+def before_compiled_backward() -> bool:
+    """True where backward passes will be compiled autograd's; nothing public tells of it."""
+    return _compiled_autograd("compiled_autograd_enabled")
+
+
+def in_data_parallel() -> bool:
+    """True in the forward pass of a DistributedDataParallel, which a layer cannot know of."""
+    return nn.parallel.DistributedDataParallel._active_ddp_module is not None
+
+
 def saved_tensors_hooks():
     """The innermost saved-tensor hooks, by which a layer can tell that it is checkpointed."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)

@@ -18,6 +18,7 @@ from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 from .fused_layer import FusedLayer
 from .fused_step import COMPILED, KINDS, FusedStep, reason_of_group, reason_of_weight
+from .serve import Serving
 from .standardized_grad import StandardizedGrad, value_of
 
 Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
@@ -95,10 +96,11 @@ class Fused:
         self._layers: list[FusedLayer] = layers
         self._others: dict[str, str] = unfused
         by_weight = {id(fused.weight): fused for fused in layers}
-        self._step = FusedStep(optimizer, by_weight, clips, clip_eps)
+        self._serving = Serving()
+        self._step = FusedStep(optimizer, by_weight, clips, clip_eps, self._serving)
         self._removed = False
         for fused in layers:
-            fused.peers = layers
+            fused.peers, fused.serving = layers, self._serving
             fused.layer.__dict__["_provider"] = fused
         _optimizers.add(optimizer)
         _compute_before_steps()
@@ -120,6 +122,7 @@ class Fused:
             return
         self._removed = True
         self._step.remove()
+        self._serving.clear()
         _optimizers.discard(self._step.optimizer)
         for fused in self._layers:
             if fused.layer._provider is fused:

@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ..core.autograd import Standardize
-from ..core.private import accumulates, direct_apply, gradient_hooks, in_transform
+from ..core.private import gradient_hooks
 from ..core.standardize import fan_in_of
-from ..core.update import raw_norms_many
 from ..layers.cache import keepable, stored
 from .deferred import Deferred
 from .provider import Provider
+from .serve import Serving
 from .standardized_grad import StandardizedGrad, deferred_of
 
 if TYPE_CHECKING:
     from ..layers.standardized import Standardized
-
-
-class Serve(Standardize):
-    """Standardize's node where the result has been computed before.
-
-    Called by `serve` with ``(weight, gain, shift, entry, layer)``: what is stored of the layer.
-    """
-
-    @staticmethod
-    def forward(ctx, weight, gain, shift, entry, layer):  # type: ignore[override]
-        ctx.save_for_backward(weight, gain)
-        ctx.arguments = entry.arguments
-        ctx.layer = layer
-        return entry.result.detach()  # with a version counter in common, and memory
-
-    @staticmethod
-    def backward(ctx, grad):
-        layer = ctx.layer
-        leaf = ctx.next_functions[0][0]  # None: the weight needs no gradient
-        if (
-            leaf is None
-            or layer.reason is not None
-            or torch.is_grad_enabled()
-            or in_transform()
-            or torch.compiler.is_compiling()
-            or type(grad) is not torch.Tensor
-            or not accumulates(leaf)
-            # under checkpointing, what has been saved is another tensor
-            or (parameter := leaf.variable) is not layer.weight
-        ):
-            return *Standardize.backward(ctx, grad), None
-        weight, gain = ctx.saved_tensors
-        arguments = ctx.arguments[:-1]
-        squared = grad_gain = grad_shift = None
-        _, gain_needs, shift_needs, *_ = ctx.needs_input_grad
-        if gain_needs or shift_needs:
-            numbers = list(map(float, arguments[1:]))
-            rows, grad_gain, grad_shift = raw_norms_many(
-                [grad], [weight], [gain], [arguments[0]], numbers, True
-            )
-            squared = rows.sum()
-        deferred = Deferred(layer, parameter, gain, arguments, grad, squared)
-        return (
-            layer.accumulate(parameter, deferred),
-            grad_gain if gain_needs else None,
-            grad_shift if shift_needs else None,
-            None,
-            None,
-        )
-
-
-serve = direct_apply(Serve)  # after needs_reference(), which keepable() asks
 
 
 class FusedLayer(Provider):
@@ -89,6 +37,8 @@ class FusedLayer(Provider):
         self.weight = weight
         self.reason = reason
         self.peers: Collection[FusedLayer] = ()  # all of the model's
+        self.serving: Serving  # the model's
+        self.reference = weakref.ref(self)
         self._lock = threading.Lock()
 
     def arguments(self, weight) -> tuple:
@@ -109,8 +59,8 @@ class FusedLayer(Provider):
             or (shift is not None and shift.requires_grad)
         ):
             if entry.arguments is None:
-                entry.arguments = (*self.arguments(weight), None)
-            return serve(weight, gain, shift, entry, self)
+                entry.arguments = self.arguments(weight)
+            return self.serving.take(self, entry, tensors)
         return entry.result.detach()  # others' reading counts as a user of the memory
 
     def accumulate(self, parameter: nn.Parameter, deferred: Deferred) -> StandardizedGrad | None:
@@ -142,6 +92,7 @@ class FusedLayer(Provider):
             deferred.compute()
 
     def move(self, move):
+        self.serving.clear()
         self.compute_grad()
         deferred = deferred_of(self.layer.weight.grad)
         if deferred is None:

@@ -32,11 +32,12 @@ class FusedStep:
     id() of the parameters that have one.
     """
 
-    def __init__(self, optimizer, layers: dict[int, FusedLayer], clips: dict, clip_eps: float):
+    def __init__(self, optimizer, layers: dict[int, FusedLayer], clips: dict, clip_eps, serving):
         self.optimizer = optimizer
         self.layers = layers
         self.clips = clips
         self.clip_eps = clip_eps
+        self.serving = serving
         self.pending: list[tuple[dict, list[Update]]] = []
         self.own_gather: Callable = lambda *_: None
         eager = torch.compiler.disable  # here, since its first use takes seconds to import
@@ -114,6 +115,7 @@ class FusedStep:
     def finish(self, optimizer, args, kwargs):
         """After torch's step: the weights that waited, and what is stored of their layers."""
         pending, self.pending = self.pending, []
+        self.serving.clear()
         made = [
             result
             for group, updates in pending

@@ -99,7 +99,7 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
         if one.deferred is not None:
             one.deferred.used = True
     if adam:
-        steps = [one.step for one in updates]
+        steps: list = [one.step for one in updates]
         foreach_add_(steps, 1)
         if found_inf is not None and not found_inf.is_cpu:
             foreach_add_(steps, [-found_inf.reshape(())] * len(steps))

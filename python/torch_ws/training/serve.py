@@ -1,0 +1,208 @@
+"""The autograd node of a fused model: stored weights go out, and gradients come in to be deferred.
+
+One node serves all layers that a pass is going to use, as far as the last one tells. Its backward
+runs when the last of their gradients is there, and does for all layers in a row what between
+convolutions, which leave Python no cache, would take several times as long (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..core.autograd import gradients_of
+from ..core.private import (
+    accumulates,
+    before_compiled_backward,
+    direct_apply,
+    gradient_hooks,
+    in_compiled_backward,
+    in_data_parallel,
+    in_transform,
+)
+from ..core.update import raw_norms_many
+from .deferred import Deferred
+
+if TYPE_CHECKING:
+    from ..layers.cache import Stored
+    from .fused_layer import FusedLayer
+
+
+class _Part:
+    """One layer's part in a node. Keeps no layer, by which the node would keep itself alive."""
+
+    __slots__ = ("arguments", "entry", "fused", "tensors", "versions")
+
+    def __init__(self, fused: FusedLayer, entry: Stored, tensors: tuple):
+        self.fused = fused.reference
+        self.entry = entry
+        self.tensors = tensors  # (weight, gain, shift)
+        self.versions = _versions(tensors)
+        self.arguments: tuple = entry.arguments  # type: ignore[assignment]  # the op's
+
+    def serves(self, entry, tensors):
+        """True if the part's result may be given for these, of which `entry` is right."""
+        return entry is self.entry and self.versions == _versions(tensors)
+
+    def check(self):
+        if self.versions != _versions(self.tensors):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: weight or gain of shape {tuple(self.tensors[0].shape)}, "
+                "after the forward pass of a layer (torch_ws.fuse)"
+            )
+
+    def defers(self, leaf, grad):
+        """True if the gradient that has come in is one for .grad of the layer's own weight."""
+        fused = self.fused()
+        return (
+            leaf is not None  # the weight needs a gradient
+            and fused is not None
+            and fused.reason is None
+            and type(grad) is torch.Tensor
+            and accumulates(leaf)
+            and leaf.variable is fused.weight
+        )
+
+
+def _versions(tensors):
+    weight, gain, _ = tensors
+    return weight._version, None if gain is None else gain._version
+
+
+class Serve(torch.autograd.Function):
+    """Standardization's node where the results have been computed before.
+
+    Called by `serve` with the parts, then all weights, all gains and all shifts. It saves no tensor
+    by save_for_backward, since it may be a part of several graphs, of which each is freed.
+    """
+
+    @staticmethod
+    def forward(ctx, parts, *tensors):
+        ctx.set_materialize_grads(False)
+        ctx.parts = parts
+        # with a version counter in common, and memory
+        return tuple([part.entry.result.detach() for part in parts])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        parts, count = ctx.parts, len(ctx.parts)
+        needs = ctx.needs_input_grad[1:]
+        ordinary = in_compiled_backward() or torch.is_grad_enabled() or in_transform()
+        leaves = ctx.next_functions
+        results: list = [None] * (3 * count)
+        found = []  # the deferred ones: (place, part, grad)
+        for i, (part, grad) in enumerate(zip(parts, grads, strict=True)):
+            if grad is None:
+                continue
+            part.check()
+            if not ordinary and part.defers(leaves[i][0], grad):
+                found.append((i, part, grad))
+                continue
+            weight, gain, _ = part.tensors
+            needed = needs[i], needs[count + i], needs[2 * count + i]
+            grads_of = gradients_of(needed, grad, weight, gain, (*part.arguments, None))
+            results[i], results[count + i], results[2 * count + i] = grads_of
+        affine = [one for one in found if needs[count + one[0]] or needs[2 * count + one[0]]]
+        squared = _affine(affine, needs, results) if affine else {}
+        for i, part, grad in found:
+            fused, (weight, gain, _) = part.fused(), part.tensors
+            deferred = Deferred(fused, weight, gain, part.arguments, grad, squared.get(i))
+            results[i] = fused.accumulate(weight, deferred)
+        return None, *results
+
+
+serve = direct_apply(Serve)  # after needs_reference(), which keepable() asks
+
+
+def _affine(some, needs, results):
+    """Puts the gradients of gains and shifts into results; returns |J(w) g_hat|^2 by place."""
+    count = len(results) // 3
+    rows, *vectors = _in_thirds(
+        raw_norms_many(
+            [grad for _, _, grad in some],
+            [part.tensors[0] for _, part, _ in some],
+            [part.tensors[1] for _, part, _ in some],
+            [part.arguments[0] for _, part, _ in some],
+            [float(number) for _, part, _ in some for number in part.arguments[1:]],
+            True,
+        )
+    )
+    for k, column in enumerate(vectors, 1):
+        for (i, _, _), vector in zip(some, column, strict=True):
+            results[k * count + i] = vector if needs[k * count + i] else None
+    return {i: squares.sum() for (i, _, _), squares in zip(some, rows, strict=True)}
+
+
+def _in_thirds(flat):
+    third = len(flat) // 3
+    return flat[:third], flat[third : 2 * third], flat[2 * third :]
+
+
+def _results(parts):
+    """Those of a new node."""
+    if not parts:
+        return ()
+    columns = zip(*(part.tensors for part in parts), strict=True)
+    return serve(parts, *(tensor for column in columns for tensor in column))
+
+
+class Serving:
+    """What is ready to be given to a fused model's layers, each of which takes its own once."""
+
+    def __init__(self):
+        self._ready: dict[FusedLayer, tuple[_Part, torch.Tensor]] = {}
+        self._used: dict[FusedLayer, None] = {}  # since a node for many was made, first use first
+        self._lock = threading.RLock()  # a dispatch mode may call a layer within
+
+    def clear(self) -> None:
+        """Lets go of what nobody took, and so of the memory of the standardized weights."""
+        self._ready.clear()
+
+    def take(self, fused: FusedLayer, entry: Stored, tensors: tuple):
+        """The layer's stored weight, as a result of a node."""
+        # which sends gradients while others are computed; which takes None for no gradient of a sum
+        if in_data_parallel() or before_compiled_backward():
+            return _results([_Part(fused, entry, tensors)])[0]
+        with self._lock:
+            part, result = self._ready.pop(fused, (None, None))
+            if part is None or not part.serves(entry, tensors):
+                result = self._make(fused, entry, tensors)
+            self._used[fused] = None
+        return result
+
+    def _make(self, fused, entry, tensors):
+        own, others = _Part(fused, entry, tensors), []
+        if fused in self._used:  # a layer a second time: a new pass
+            others = self._parts(fused, entry, tensors[0].device)
+            self._used = {}
+        if any(gradient_hooks(tensors[0])):  # which are called when the gradient is there
+            [result], rest = _results([own]), _results(others)
+        else:
+            result, *rest = _results([own, *others])
+        for part, other in zip(others, rest, strict=True):
+            self._ready[part.fused()] = part, other
+        return result
+
+    def _parts(self, first, entry, device):
+        """Of the layers that were used, those whose stored weight is right as it is."""
+        parts = []
+        for fused in self._used:
+            layer = fused.layer
+            tensors, own = layer._tensors(), layer._cached
+            weight = tensors[0]
+            if (
+                fused is not first
+                and layer._provider is fused
+                and layer.eval_cache
+                and own is not None
+                and own.arguments is not None
+                and weight.requires_grad
+                and weight.device == device
+                and not any(gradient_hooks(weight))
+                and own.serves(layer, tensors, entry.dtype)
+            ):
+                parts.append(_Part(fused, own, tensors))
+        return parts
