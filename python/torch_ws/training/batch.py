@@ -64,6 +64,19 @@ def batches(members: Iterable[Member]) -> list[list[Member]]:
     return list(by_kind.values())
 
 
+def buckets(weights: Sequence[Tensor], limit: float | None) -> list[slice]:
+    """Slices of as many weights as have at most `limit` bytes, but of one at least."""
+    starts, filled = [0], 0
+    for i, weight in enumerate(weights):
+        size = weight.numel() * weight.element_size()
+        if limit is not None and i > starts[-1] and filled + size > limit:
+            starts.append(i)
+            filled = 0
+        filled += size
+    ends = [*starts[1:], len(weights)]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
 def forward(batch: Sequence[Member]) -> list[Tensor]:
     """The standardized rows; with a graph if gradients are enabled."""
     rows, gains, shifts, channel_dims, formulas = columns(batch)

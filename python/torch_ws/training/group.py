@@ -23,7 +23,7 @@ from .._check import check_module
 from ..core.private import in_backward, needs_reference, original_of, saved_tensors_hooks
 from ..layers.cache import cacheable
 from ..layers.standardized import Standardized, autocast_dtype
-from .batch import Member, attach, batches, forward, has_kernel, standardized_layers
+from .batch import Member, attach, batches, buckets, forward, has_kernel, standardized_layers
 from .buffers import Buffers
 from .provider import Provider
 from .subclass import subclass_of
@@ -246,11 +246,11 @@ class _Results:
 
     def __init__(self, batch: list[Member], limit: float | None, memory: Buffers):
         self.batch = batch
-        self.bucket_of = _buckets(batch, limit)
+        slices = buckets([member.tensors[0] for member in batch], limit)
+        self.bucket_of = [bucket for bucket in slices for _ in range(bucket.start, bucket.stop)]
         self.unattached: set = set()  # where the buckets begin that have no node yet
         if torch.compiler.is_compiling():  # which orders the graph itself, and follows all writes
-            buckets = {bucket.start: bucket for bucket in self.bucket_of}
-            self.outs = [out for bucket in buckets.values() for out in forward(batch[bucket])]
+            self.outs = [out for bucket in slices for out in forward(batch[bucket])]
         else:
             with torch.no_grad():
                 self.outs = memory.forward(batch)
@@ -268,20 +268,6 @@ class _Results:
             self.unattached.remove(bucket.start)
         out = self.batch[i].layer._from_rows(self.outs[i])
         return out if torch.is_grad_enabled() else out.detach()
-
-
-def _buckets(batch: list[Member], limit: float | None) -> list[slice]:
-    """Each member's bucket: as many after each other as have at most `limit` bytes of weights."""
-    starts, filled = [0], 0
-    for i, member in enumerate(batch):
-        size = member.tensors[0].numel() * member.tensors[0].element_size()
-        if limit is not None and i > starts[-1] and filled + size > limit:
-            starts.append(i)
-            filled = 0
-        filled += size
-    ends = [*starts[1:], len(batch)]
-    buckets = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-    return [bucket for bucket in buckets for _ in range(bucket.start, bucket.stop)]
 
 
 def _same(old, new):

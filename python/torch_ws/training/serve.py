@@ -23,6 +23,7 @@ from ..core.private import (
     in_transform,
 )
 from ..core.update import raw_norms_many
+from .batch import buckets
 from .deferred import Deferred
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class Serve(torch.autograd.Function):
         return None, *results
 
 
+# Of the weights of a node: its gradients wait for each other, in memory beside those of earlier
+# passes, and out of cache.
+BUCKET = 8 * 2**20
+
 serve = direct_apply(Serve)  # after needs_reference(), which keepable() asks
 
 
@@ -143,8 +148,6 @@ def _in_thirds(flat):
 
 def _results(parts):
     """Those of a new node."""
-    if not parts:
-        return ()
     columns = zip(*(part.tensors for part in parts), strict=True)
     return serve(parts, *(tensor for column in columns for tensor in column))
 
@@ -178,13 +181,14 @@ class Serving:
         if fused in self._used:  # a layer a second time: a new pass
             others = self._parts(fused, entry, tensors[0].device)
             self._used = {}
-        if any(gradient_hooks(tensors[0])):  # which are called when the gradient is there
-            [result], rest = _results([own]), _results(others)
-        else:
-            result, *rest = _results([own, *others])
-        for part, other in zip(others, rest, strict=True):
-            self._ready[part.fused()] = part, other
-        return result
+        # Hooks are called when the gradient is there.
+        nodes = [[own], others] if any(gradient_hooks(tensors[0])) else [[own, *others]]
+        for parts in filter(None, nodes):
+            for bucket in buckets([part.tensors[0] for part in parts], BUCKET):
+                results = _results(parts[bucket])
+                for part, result in zip(parts[bucket], results, strict=True):
+                    self._ready[part.fused()] = part, result
+        return self._ready.pop(fused)[1]
 
     def _parts(self, first, entry, device):
         """Of the layers that were used, those whose stored weight is right as it is."""
