@@ -31,14 +31,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+SEVERAL = "NS_7SeveralE"  # beside float32 weights: float32, float16 and bfloat16
 TYPES = {"d": 8, "f": 4, "6__half": 2, "13__nv_bfloat16": 2}  # mangled names, bytes
 NAMES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 # _ZN2ws12batch_kernelINS_11ForwardPassIf13__nv_bfloat16EELi128ELi4096EEEvNS_5Batch...
-# _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELb0EEEvNS_5Split...; S2_: a type again
+# _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELNS_5StageE0EEEvNS_5Split...; S2_: again
 KERNEL = re.compile(
-    rf"\d(?P<form>batch|cluster|split)_kernelINS_\d+(?P<direction>Forward|Backward)PassI"
-    rf"(?P<weight>{'|'.join(TYPES)})(?P<out>{'|'.join(TYPES)}|S\d*_)EE(?P<arguments>\w*?)EEv"
+    rf"\d(?P<form>batch|cluster|split)_kernelINS_\d+"
+    rf"(?P<direction>Forward|Backward|Norms|Update|Next)PassI(?P<weight>{'|'.join(TYPES)})"
+    rf"(?P<out>{'|'.join(TYPES)}|{SEVERAL}|S\d*_)EE(?P<arguments>\w*?)EEv"
 )
+MOMENTS, UPDATE, APPLY = range(3)  # ws::Stage
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
 REGISTER = re.compile(r"\bR(\d+)")
 
@@ -67,7 +70,7 @@ class Kernel:
     @functools.cached_property
     def narrowest(self) -> int:
         """The bytes that a vector access moves of the narrower tensor."""
-        sizes = [TYPES[name] for name in self.signature[1:]]
+        sizes = [TYPES.get(name, 2) for name in self.signature[1:]]
         return 16 // max(sizes) * min(sizes)
 
     def count(self, opcode: str, width: int) -> int:
@@ -104,6 +107,8 @@ def local_memory(kernel: Kernel) -> str | None:
 PATHS = 2
 # The first of the scalar tiers in csrc/cuda/launch/tiers.h: rows are split there without vectors.
 SCALAR_TIERS = 18
+# Accesses of 16 bytes that a thread has of a tensor's 8 KB of flat rows.
+FLAT_ACCESSES = 4
 # The first architecture with clusters.
 CLUSTERS = 90
 
@@ -119,22 +124,28 @@ class Entry(NamedTuple):
     groups: int  # of columns, 16 bytes of each, that it reads of them at a time
 
 
+def numbers_of(match: re.Match) -> list[int]:
+    """The numbers among a kernel's arguments."""
+    return [int(n) for n in re.findall(r"L(?:[ib]|NS_5StageE)(\d+)E", match["arguments"])]
+
+
 def entries_of(kernel: Kernel, access: str = "vector") -> list[Entry]:
     """The entries with that access whose code the kernel has."""
     direction, weight, out = kernel.signature
     match = KERNEL.search(kernel.name)
     form = {"batch": "rows"}.get(match["form"], match["form"])
-    numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", match["arguments"])]
+    numbers = numbers_of(match)
+    of_pass = "update" if direction == "next" else direction
     table = [
         entry
-        for entry in launch_table(direction, NAMES[weight], NAMES[out])
+        for entry in launch_table(of_pass, NAMES[weight], NAMES.get(out, NAMES[weight]))
         if entry.form == form and entry.access == access
     ]
     if form == "rows":  # <Pass, kThreads, kBytes>: all tiers whose blocks have so many threads
         return [entry for entry in table if entry.threads == numbers[0]]
     if form == "cluster":  # <Pass, kTier>: empty for the others
         return table if int(kernel.architecture[3:].rstrip("af")) >= CLUSTERS else []
-    return table if numbers[0] < SCALAR_TIERS else []  # <Pass, kTier, kApply>
+    return table if numbers[0] < SCALAR_TIERS else []  # <Pass, kTier, kStage>
 
 
 @functools.cache
@@ -164,17 +175,31 @@ def too_many_registers(kernel: Kernel) -> str | None:
     return None
 
 
+def stage_of(kernel: Kernel) -> int:
+    """Of a split row's launches; others do all of a pass."""
+    match = KERNEL.search(kernel.name)
+    return numbers_of(match)[1] if match["form"] == "split" else APPLY
+
+
+def takes_step(kernel: Kernel) -> bool:
+    return kernel.signature[0] == "update" and stage_of(kernel) != MOMENTS
+
+
 def too_many_waits(kernel: Kernel) -> str | None:
     """One for each tensor's row, dense or made of runs: what lies between those is another way.
 
-    Of several rows all dense ways are one. Split rows have the same again for the next tile, and
-    flat ones are a single stretch.
+    Of several rows all dense ways are one, and gradients of 4 and of 2 bytes are two tensors. Split
+    rows have the same again for the next tile, but where a step is taken. All flat rows of a kernel
+    have one stretch of each input. A step waits for its states, and for the largest of them.
     """
-    inputs = 1 if kernel.signature[0] == "forward" else 2
-    vector = entries_of(kernel)
+    direction, _, out = kernel.signature
+    inputs = 1 if direction in ("forward", "next") else 3 if out == SEVERAL else 2
+    vector, step = entries_of(kernel), 2 * takes_step(kernel)
     ways = [inputs * PATHS if e.rows == 1 else 1 + inputs * e.rows for e in vector]
-    allowed = sum(n * (2 if e.form == "split" else 1) for n, e in zip(ways, vector, strict=True))
-    allowed += len(entries_of(kernel, "flat"))
+    ahead = [2 if e.form == "split" and stage_of(kernel) != UPDATE else 1 for e in vector]
+    allowed = sum(n * times + step for n, times in zip(ways, ahead, strict=True))
+    if entries_of(kernel, "flat"):
+        allowed += (1 if out != SEVERAL else inputs) + FLAT_ACCESSES * 3 * takes_step(kernel)
     if vector and kernel.waits > allowed:
         return (
             f"{kernel.architecture} {kernel.name}: {kernel.waits} times loads are waited for, "
@@ -186,17 +211,22 @@ def too_many_waits(kernel: Kernel) -> str | None:
 def expected_accesses(kernel: Kernel) -> Counter:
     """How many accesses of at least which width the kernel needs: (opcode, bytes) -> number."""
     direction, weight, out = kernel.signature
-    reads = PATHS * sum(entry.groups for entry in entries_of(kernel))
-    only_reads = "split_kernel" in kernel.name and "ELb0E" in kernel.name  # for the moments
-    writes = 0 if only_reads else reads
-    elements = 16 // max(TYPES[weight], TYPES[out])  # an access moves as many of both tensors
-    of_weight, of_out = elements * TYPES[weight], elements * TYPES[out]
+    entries = entries_of(kernel)
+    reads = PATHS * sum(entry.groups for entry in entries)
+    elements = 16 // max(TYPES[weight], TYPES.get(out, 0))  # an access moves as many of all tensors
+    of_weight, narrow = elements * TYPES[weight], kernel.narrowest
+    of_grad = [of_weight, narrow] if out == SEVERAL else [elements * TYPES.get(out, 0)]
+    of_out = [*of_grad, narrow] if out == SEVERAL else of_grad
     needed = Counter({("LDG", of_weight): reads})
-    if direction == "forward":
-        needed["STG", of_out] = writes
-    else:
-        needed["LDG", of_out] += reads
-        needed["STG", of_weight] = writes
+    if direction in ("backward", "norms", "update"):
+        for width in of_grad:
+            needed["LDG", width] += reads
+    written = {"backward": [of_weight], "norms": []}.get(direction, of_out)
+    for width in written if stage_of(kernel) == APPLY else []:
+        needed["STG", width] += reads
+    if takes_step(kernel):  # of each tier a group of three states and of the weight, at least
+        needed["LDG", of_weight] += 3 * len(entries)
+        needed["STG", of_weight] += 4 * len(entries)
     return needed
 
 
