@@ -63,8 +63,8 @@ def test_without_arguments_the_benchmarks_weights_on_all_chips(capsys):
     model.main([])
     output = capsys.readouterr().out
     for chip in CHIPS:
-        assert output.count(f": {chip}, ") == 6
-    assert output.count("\n1x16777216 ") == 8 and output.count("\nResNet-50 ") == 16
+        assert output.count(f": {chip}, ") == 12  # four directions, each of three tables
+    assert output.count("\n1x16777216 ") == 16 and output.count("\nResNet-50 ") == 32
 
 
 def write(path, found, gpu="NVIDIA H100 80GB HBM3", multiprocessors=132, many=True):
