@@ -64,18 +64,42 @@ __device__ __forceinline__ void work_on_flat_block(const Batch& batch, int i) {
     phases[number] = stretch.phase;
   };
   {
+    // The loads of both inputs, and only then what waits for them.
+    constexpr std::integral_constant<int, 0> of_w;
+    constexpr std::integral_constant<int, 1> of_g;
     const FlatRows<Args> rows(batch, i);
     const auto first = input_row<Pass, int32_t, 0>(rows.first);
     const auto w = stretch(typename Pass::Weight(), first, rows);
     const auto loaded = w.template load_all<kTile<A>>();
-    if constexpr (Pass::kHeld > 1) {
+    if constexpr (Pass::kHeld == 1) {
+      put(of_w, w, loaded);
+    } else if constexpr (!std::is_same_v<typename Pass::Grad, Several>) {
+      const auto g = stretch(typename Pass::Grad(), input_row<Pass, int32_t, 1>(rows.first), rows);
+      const auto loaded_g = g.template load_all<kTile<A>>();
+      put(of_w, w, loaded);
+      put(of_g, g, loaded_g);
+    } else {
       const auto second = input_row<Pass, int32_t, 1>(rows.first);
-      with_element<typename Pass::Grad>(second.kind, [&](auto element) {
-        const auto g = stretch(element, second, rows);
-        put(std::integral_constant<int, 1>(), g, g.template load_all<kTile<A>>());
-      });
+      const auto wide = stretch(float(), second, rows);
+      const auto half = stretch(__half(), second, rows);
+      const auto bfloat16 = stretch(__nv_bfloat16(), second, rows);
+      decltype(wide.template load_all<kTile<A>>()) loaded_wide;
+      decltype(half.template load_all<kTile<A>>()) narrow;  // for bits, both are the same
+      if (second.kind == Kind::kFloat) {
+        loaded_wide = wide.template load_all<kTile<A>>();
+      } else {
+        narrow = half.template load_all<kTile<A>>();
+      }
+      put(of_w, w, loaded);
+      if (second.kind == Kind::kFloat) {
+        put(of_g, wide, loaded_wide);
+      } else if (second.kind == Kind::kHalf) {
+        put(of_g, half, narrow);
+      } else {
+        put(of_g, bfloat16,
+            reinterpret_cast<decltype(bfloat16.template load_all<kTile<A>>())&>(narrow));
+      }
     }
-    put(std::integral_constant<int, 0>(), w, loaded);
   }
   __syncthreads();
   const auto work_on_all = [&](auto pass, auto numbers) {

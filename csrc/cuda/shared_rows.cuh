@@ -88,7 +88,8 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
         Moments<A> part[1];
         if constexpr (kStage == Stage::kUpdate) {
           const auto update = [&](auto& w, auto& g) {
-            step_row<Pass>([&] { return place; }, columns, tile, w.elements[0], g.elements[0]);
+            const auto where = [&] { return Place<Args>{split.args, split.types, split.row()}; };
+            step_row<Pass>(where, columns, tile, w.elements[0], g.elements[0]);
             find_next_moments(team, team.thread == 0, columns, tile, cols, args.formula.center,
                               w.elements, part);
           };

@@ -217,6 +217,8 @@ def expected_accesses(kernel: Kernel) -> Counter:
     of_weight, narrow = elements * TYPES[weight], kernel.narrowest
     of_grad = [of_weight, narrow] if out == SEVERAL else [elements * TYPES.get(out, 0)]
     of_out = [*of_grad, narrow] if out == SEVERAL else of_grad
+    if direction == "norms" and stage_of(kernel) == APPLY and "split" in kernel.name:
+        return Counter()  # of the moments alone
     needed = Counter({("LDG", of_weight): reads})
     if direction in ("backward", "norms", "update"):
         for width in of_grad:
