@@ -25,7 +25,7 @@ Flat rows have sums and scalars once for every pass of a block's teams; a cluste
 An update, of SGD with momentum, has the sums of backward and then those of forward, and between
 them waits for its states, a few columns at a time: in the second-level cache, or in memory those of
 flat and split rows. It moves the out, the gradient, and both weight and state twice; its split rows
-take three launches. The norms are backward's without a result.
+take four launches, the last two forward's. The norms are backward's without a result.
 A row that is split takes two launches, of which the second finds its inputs in the second-level
 cache if they fit half of it. A copy takes node + launch + latency + store + bytes / bandwidth. In
 flight a multiprocessor has min(R, n) times the inputs that a block holds at a time.
@@ -199,7 +199,7 @@ def predict(
         for part in parts_of(plans[i], i, rows, cols, call, chip, c):
             launches.setdefault(part.launch, []).append(part)
     # a split row's later launches have the blocks of its first
-    later = ("update", "apply")
+    later = ("update", "moments of the new", "apply")
     parts = [part for each in launches.values() for part in each if part.launch[0] not in later]
     return Prediction(
         plans,
@@ -251,13 +251,17 @@ def parts_of(
         inputs = rows * cols * call.held
         parts = [Part(("moments", index), moved=inputs, cached=0, first=moments, **common)]
         if update:
-            tile = c.latency + c.scalars + step / c.near * c.latency / (more + 1) + again
+            tile = c.latency + c.scalars + step / c.near * c.latency / (more + 1)
             first = start + max(c.latency, c.combine) + tile
             common["life"] = first + more * tile
             moved = {"moved": read + 2 * rows * cols * width, "cached": cached}
             parts.append(Part(("update", index), first=first, **moved, **common))
             read, written = rows * cols * width, rows * cols * BYTES[call.names[1]]
             cached = min(cached, read)
+            moments = start + c.latency + c.sums_forward
+            common["life"] = moments + more * max(c.latency, c.sums_forward)
+            new = {"moved": read, "cached": cached}
+            parts.append(Part(("moments of the new", index), first=moments, **new, **common))
         apply = start + max(c.latency, c.combine) + c.scalars + c.store
         common["life"] = apply + more * c.latency
         moved = {"moved": read + written, "cached": cached}

@@ -17,7 +17,7 @@ enum class Access : int32_t {
 enum class Form : int32_t {
   kRows,     // a block has whole rows
   kCluster,  // a cluster of blocks shares a row, and reads it once: on chips from 9.0 on
-  kSplit,    // any number of blocks share a row, in two launches that both read it; updates: three
+  kSplit,    // any number of blocks share a row, in two launches that both read it; updates: four
 };
 
 // A row of a launch table: how rows of some lengths are worked on.

@@ -158,7 +158,8 @@ __device__ __forceinline__ void work_on_block(const Batch& batch, int i) {
   work_on_rows<Pass, tier.elements, tier.team_rows, kGroup, true>(
       where, team, count, 0, static_cast<int32_t>(first.args.shape.cols),
       [&](auto n, int k) { return input_row<Pass, int32_t, n()>(first, k); },
-      [&](int k) { return operand_row<Pass, int32_t, 0>(where(), k); }, InputsOf<Pass>());
+      [&](int k) { return operand_row<Pass, int32_t, 0>(kInPlace<Pass> ? where() : first, k); },
+      InputsOf<Pass>());
 }
 
 template <class Pass, int kThreads, int kBytes>
@@ -178,12 +179,24 @@ __global__ void __launch_bounds__(kThreads, Pass::kResident / kThreads)
       tier, [&](auto tier) { work_on_block<Pass, tier()>(batch, again(i)); });
 }
 
+// The launches of split rows.
+template <class Pass, Access kAccess>
+constexpr void split_kernels(void (*(&found)[4])(Split<typename Pass::Args>)) {
+  constexpr int kTier = tier_of_form<Tiers<Pass>>(Form::kSplit, kAccess);
+  found[0] = split_kernel<Pass, kTier, Stage::kMoments>;
+  if constexpr (kInPlace<Pass>) {
+    found[1] = split_kernel<Pass, kTier, Stage::kUpdate>;
+    found[2] = split_kernel<typename Pass::Next, kTier, Stage::kMoments>;
+    found[3] = split_kernel<typename Pass::Next, kTier, Stage::kApply>;
+  } else {
+    found[1] = split_kernel<Pass, kTier, Stage::kApply>;
+  }
+}
+
 template <class Pass>
 constexpr Kernels<typename Pass::Args> kernels() {
   using Table = Tiers<Pass>;
   constexpr int kCluster = tier_of_form<Table>(Form::kCluster, Access::kVector);
-  constexpr int kSplit = tier_of_form<Table>(Form::kSplit, Access::kVector);
-  constexpr int kScalarSplit = tier_of_form<Table>(Form::kSplit, Access::kScalar);
   Kernels<typename Pass::Args> found{
       Table::kVec,
       Table::list,
@@ -195,25 +208,16 @@ constexpr Kernels<typename Pass::Args> kernels() {
       batch_kernel<Pass, 256, kSmallBytes>,
       batch_kernel<Pass, 512, kSmallBytes>,
       cluster_kernel<Pass, kCluster>,
-      {split_kernel<Pass, kSplit, Stage::kMoments>,
-       split_kernel<Pass, kScalarSplit, Stage::kMoments>},
+      {},
   };
   if constexpr (!Table::kFew) found.block_of_128 = batch_kernel<Pass, 128, kSmallBytes>;
-  if constexpr (kInPlace<Pass>) {
-    using Next = typename Pass::Next;
-    found.update[0] = split_kernel<Pass, kSplit, Stage::kUpdate>;
-    found.update[1] = split_kernel<Pass, kScalarSplit, Stage::kUpdate>;
-    found.apply[0] = split_kernel<Next, kSplit, Stage::kApply>;
-    found.apply[1] = split_kernel<Next, kScalarSplit, Stage::kApply>;
-  } else {
-    found.apply[0] = split_kernel<Pass, kSplit, Stage::kApply>;
-    found.apply[1] = split_kernel<Pass, kScalarSplit, Stage::kApply>;
-  }
+  split_kernels<Pass, Access::kVector>(found.split[0]);
+  split_kernels<Pass, Access::kScalar>(found.split[1]);
   return found;
 }
 
-template <template <class, class> class Pass>
-constexpr Kernels<typename Pass<float, float>::Args> kKernels[kTypesCount] = {
+template <template <class, class> class Pass, class Args>
+constexpr Kernels<Args> kKernels[kTypesCount] = {
     kernels<Pass<double, double>>(), kernels<Pass<float, float>>(),
     kernels<Pass<__half, __half>>(), kernels<Pass<__nv_bfloat16, __nv_bfloat16>>(),
     kernels<Pass<float, __half>>(),  kernels<Pass<float, __nv_bfloat16>>(),

@@ -1,5 +1,5 @@
 // Rows that several blocks share: those of a cluster, which read a row once, or any number of blocks in
-// two launches that both read it.
+// launches that all read it.
 #pragma once
 
 #include "rows/cluster.cuh"
@@ -83,21 +83,14 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
       }
       if constexpr (kStage == Stage::kApply) {
         write_row<true>(operand_row<Pass, int64_t, 0>(place), columns, tile, x[0][0]);
+      } else if constexpr (kStage == Stage::kUpdate) {
+        const auto where = [&] { return Place<Args>{split.args, split.types, split.row()}; };
+        step_row<Pass>(where, columns, tile, inputs.elements[0]...);
       } else {
         const A cols = static_cast<A>(end - tile < kStep ? end - tile : kStep);
         Moments<A> part[1];
-        if constexpr (kStage == Stage::kUpdate) {
-          const auto update = [&](auto& w, auto& g) {
-            const auto where = [&] { return Place<Args>{split.args, split.types, split.row()}; };
-            step_row<Pass>(where, columns, tile, w.elements[0], g.elements[0]);
-            find_next_moments(team, team.thread == 0, columns, tile, cols, args.formula.center,
-                              w.elements, part);
-          };
-          update(inputs...);
-        } else {
-          find_moments<Pass::kSquaresG>(team, x, columns, tile, pivot, cols, args.formula.center,
-                                        part);
-        }
+        find_moments<Pass::kSquaresG>(team, x, columns, tile, pivot, cols, args.formula.center,
+                                      part);
         if (tile == begin) {
           moments = part[0];
         } else {
@@ -113,10 +106,7 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
                                read_input(std::integral_constant<int, n>(), tile))...);
       }
     }
-    if (kStage != Stage::kApply && team.thread == 0) {
-      const int64_t before = kStage == Stage::kUpdate ? args.shape.rows * split.chunks : 0;
-      parts[before + blockIdx.x] = moments;
-    }
+    if (kStage == Stage::kMoments && team.thread == 0) parts[blockIdx.x] = moments;
   };
   if constexpr (kStage == Stage::kApply && Args::kFirstInput == 0) {
     if (begin == 0) find_factors();
@@ -127,8 +117,8 @@ __device__ __forceinline__ void work_on_chunk(const Split<typename Pass::Args>& 
   }
 }
 
-// Split rows: the moments of every chunk of a row, then the row's from those, and the results. Rows that
-// are updated take a launch between, which finds the moments of what they have become.
+// Split rows: the moments of every chunk of a row, then the row's from those, and the results. Of an update
+// that is the step; the forward pass follows, on what the rows have become.
 template <class Pass, int kTier, Stage kStage>
 __global__ void __launch_bounds__(256, Pass::kResident / 256)
     split_kernel(const __grid_constant__ Split<typename Pass::Args> split) {

@@ -158,20 +158,6 @@ __device__ __forceinline__ void step_row(Where where, const Columns<kTeam, kGrou
   }
 }
 
-// The moments of updated rows, about their own first elements, which thread `is_first` has: those that the
-// forward pass finds of them.
-template <class Team, class Columns, class Index, class A, int kRows, int kElements>
-__device__ __forceinline__ void find_next_moments(Team& team, bool is_first, const Columns& columns,
-                                                  Index tile, A n, bool center, A (*w)[kElements],
-                                                  Moments<A> (&moments)[kRows]) {
-  A pivot[1][kRows];
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) pivot[0][k] = is_first ? w[k][0] : A(0);
-  team.sum(pivot[0]);
-  A(*const x[])[kElements] = {w};
-  find_moments<false>(team, x, columns, tile, pivot, n, center, moments);
-}
-
 // A step on a team's row, and its next result.
 template <class Pass, class Where, class Team, class Columns, class A, int kElements, class To>
 __device__ __forceinline__ void update_rows(Where where, Team& team, int32_t begin,
@@ -187,9 +173,13 @@ __device__ __forceinline__ void update_rows(Where where, Team& team, int32_t beg
   step_row<Pass>(where, columns, begin, w.elements[0], g.elements[0]);
   const Place<Update> place = where();
   const typename Next::Vectors next[1] = {Next::load(place.args, place.row)};
+  // The forward pass's moments, about the row's new first element.
+  A pivot[1][1] = {{is_first ? w.elements[0][0] : A(0)}};
+  team.sum(pivot[0]);
+  A(*const x[])[kElements] = {w.elements};
   Moments<A> found[1];
-  find_next_moments(team, is_first, columns, begin, static_cast<A>(place.args.shape.cols),
-                    place.args.formula.center, w.elements, found);
+  find_moments<false>(team, x, columns, begin, pivot, static_cast<A>(place.args.shape.cols),
+                      place.args.formula.center, found);
   finish_rows<Next, true>(place.args, team, place.row, 1, begin, columns, found, next, to, w);
 }
 

@@ -110,7 +110,7 @@ def test_rules(kernels, rule, kind):
 @every_kind
 @every_types
 def test_out_is_the_forward_kernels(kernels, types, kind):
-    # bitwise, but of split rows, whose pivots are others
+    # bitwise, so that training goes on from a checkpoint
     rows, cols, layout, max_cluster = KINDS[kind]
     dtype = TYPES[types][0]
     gains, shift = torch.randn(2, rows).to(dtype), torch.randn(rows).to(dtype)
@@ -126,7 +126,7 @@ def test_out_is_the_forward_kernels(kernels, types, kind):
         new_gain=gains[1],
         new_shift=shift,
     )
-    assert result.record.launches == (3 if result.plan.form == "split" else 1)
+    assert result.record.launches == (4 if result.plan.form == "split" else 1)
     pair = types - 2 if types in SUMS else types
     forward = kernels.forward(
         pair,
@@ -137,12 +137,7 @@ def test_out_is_the_forward_kernels(kernels, types, kind):
         max_cluster=max_cluster,
     )
     assert forward.plan.access == result.plan.access and forward.plan.team == result.plan.team
-    out, again = result.tensors["out"], forward.tensors["out"]
-    if "split" not in kind:
-        assert torch.equal(out, again)
-    else:
-        limit = 4 * torch.finfo(out.dtype).eps
-        assert relative_error(out, again.double()) <= limit
+    assert torch.equal(result.tensors["out"], forward.tensors["out"])
 
 
 @every_kind

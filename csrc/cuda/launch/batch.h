@@ -52,7 +52,7 @@ struct Batch {
   }
 };
 
-// The launches of split rows, of which kUpdate is that of a pass that updates its weight.
+// The launches of split rows; in the place of kApply, a pass that updates its weight has kUpdate.
 enum class Stage { kMoments, kUpdate, kApply };
 
 // One weight whose rows are shared by blocks, of a cluster or not. Split rows take a launch for the

@@ -28,10 +28,8 @@ struct Kernels {
   void (*block_of_256)(Batch<Args, kSmallBytes>);
   void (*block_of_512)(Batch<Args, kSmallBytes>);
   void (*cluster)(Split<Args>);
-  // by the tier's access: vector or scalar
-  void (*find_moments[2])(Split<Args>);
-  void (*update[2])(Split<Args>);  // null where a pass updates nothing
-  void (*apply[2])(Split<Args>);
+  // by the tier's access, vector or scalar: launches of split rows, as many as the pass has
+  void (*split[2][4])(Split<Args>);
 };
 
 // Whether every group of `vec` columns starts at a multiple of its size. If one tensor of a call
@@ -106,14 +104,12 @@ class Launches {
     }
   }
 
-  // The memory that split rows need between their launches: moments, of rows that are updated twice.
-  // They take turns with it.
+  // The memory that split rows need between their launches: moments. They take turns with it.
   int64_t workspace_bytes() const {
     int64_t bytes = 0;
     for (const Plan& plan : plans_) {
-      if (plan.tier.form != Form::kSplit) continue;
-      const int times = kernels(plan).update[0] == nullptr ? 1 : 2;
-      bytes = std::max(bytes, times * plan.blocks * kernels(plan).moments_bytes);
+      if (plan.tier.form == Form::kSplit)
+        bytes = std::max(bytes, plan.blocks * kernels(plan).moments_bytes);
     }
     return bytes;
   }
@@ -137,12 +133,9 @@ class Launches {
         if (plan.tier.form == Form::kCluster) {
           launch(kernels.cluster, plan.blocks, threads, split, plan.chunks);
         } else {
-          launch(kernels.find_moments[scalar], plan.blocks, threads, split, 1);
-          if (kernels.update[scalar] != nullptr) {
-            launch(kernels.update[scalar], plan.blocks, threads, split, 1);
-            split.moments = static_cast<char*>(workspace) + plan.blocks * kernels.moments_bytes;
+          for (auto* kernel : kernels.split[scalar]) {
+            if (kernel != nullptr) launch(kernel, plan.blocks, threads, split, 1);
           }
-          launch(kernels.apply[scalar], plan.blocks, threads, split, 1);
         }
         ++i;
         continue;

@@ -57,8 +57,9 @@ struct BackwardPass {
   }
 };
 
-inline const Kernels<Backward>& kernels_of(const Backward&, Types types) {
-  return kKernels<BackwardPass>[types];
+template <class Args = Backward>
+const Kernels<Args>& kernels_of(const Backward&, Types types) {
+  return kKernels<BackwardPass, Args>[types];
 }
 
 }  // namespace ws

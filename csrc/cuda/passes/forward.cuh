@@ -43,8 +43,10 @@ struct ForwardPass {
   }
 };
 
-inline const Kernels<Forward>& kernels_of(const Forward&, Types types) {
-  return kKernels<ForwardPass>[types];
+// A template, as backward's: a pass that goes on from this one is not to have its kernels compiled.
+template <class Args = Forward>
+const Kernels<Args>& kernels_of(const Forward&, Types types) {
+  return kKernels<ForwardPass, Args>[types];
 }
 
 }  // namespace ws

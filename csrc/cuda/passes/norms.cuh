@@ -34,11 +34,12 @@ struct NormsPass : BackwardPass<W, Y> {
   }
 };
 
-inline const Kernels<Norms>& kernels_of(const Norms&, Types types) {
-  static constexpr Kernels<Norms> of_float64 = kernels<NormsPass<double, double>>();
-  static constexpr Kernels<Norms> of_float16 = kernels<NormsPass<__half, __half>>();
-  static constexpr Kernels<Norms> of_bfloat16 = kernels<NormsPass<__nv_bfloat16, __nv_bfloat16>>();
-  static constexpr Kernels<Norms> of_float32 = kernels<NormsPass<float, Several>>();
+template <class Args = Norms>
+const Kernels<Args>& kernels_of(const Norms&, Types types) {
+  static constexpr Kernels<Args> of_float64 = kernels<NormsPass<double, double>>();
+  static constexpr Kernels<Args> of_float16 = kernels<NormsPass<__half, __half>>();
+  static constexpr Kernels<Args> of_bfloat16 = kernels<NormsPass<__nv_bfloat16, __nv_bfloat16>>();
+  static constexpr Kernels<Args> of_float32 = kernels<NormsPass<float, Several>>();
   return types == kF64    ? of_float64
          : types == kF16  ? of_float16
          : types == kBF16 ? of_bfloat16
