@@ -92,7 +92,7 @@ WS_DEVICE Step<A> step_of(const Rule& rule) {
   by.keep = number(rule.decoupled ? 1 - lr * rule.weight_decay : 1.0);
   by.adam = rule.adam;
   if (rule.adam) {
-    const double step = *rule.step;
+    const double step = rule.step_at ? *rule.step_at : rule.step;
     by.lr = number(lr / (1 - power(rule.beta1, step)));
     by.new_first = number(1 - rule.beta1);
     by.old_second = number(rule.beta2);

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import relative_error
-from cuda_check import needs_gpu
+from cuda_check import all_equal, needs_gpu
 from optimizer_steps import (
     RULES,
     composed,
@@ -33,14 +33,17 @@ def made(dtype=torch.float32):
     return weights, [(torch.randn(shape) + 0.25).to(dtype) for shape in SHAPES]
 
 
-def gpu_optimizer(rule, weights):
-    """Its steps are on the GPU, where the kernel reads them."""
+def gpu_optimizer(rule, weights, steps_on="cuda"):
     optimizer = optimizer_for(rule, on_gpu(weights))
     if RULES[rule][0] is not torch.optim.SGD:
         make_states(optimizer)
         for state in optimizer.state.values():
-            state["step"] = state["step"].cuda()
+            state["step"] = state["step"].to(steps_on)
     return optimizer
+
+
+def written(optimizer, outs):
+    return [t.detach().clone() for t in (*parameters_of(optimizer), *states_of(optimizer), *outs)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -110,14 +113,41 @@ def test_numbers_on_the_device():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         fused(optimizer, gradients, outs=outs, **numbers)
-    before = [t.clone() for t in (*parameters_of(optimizer), *states_of(optimizer), *outs)]
+    before = written(optimizer, outs)
     numbers["found_inf"].fill_(1.0)
     graph.replay()
-    after = [*parameters_of(optimizer), *states_of(optimizer), *outs]
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert all_equal(written(optimizer, outs), before)
     numbers["found_inf"].fill_(0.0)
     graph.replay()
-    assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    pairs = zip(written(optimizer, outs), before, strict=True)
+    assert not any(torch.equal(after, b) for after, b in pairs)
+
+
+def test_a_graph_counts_adams_steps():
+    # on the device: its replays are the steps after
+    weights, grads = made()
+    graphed, eager = (gpu_optimizer("adamw, all", weights) for _ in range(2))
+    gradients = on_gpu(grads)
+    outs, expected = (fused(optimizer, gradients) for optimizer in (graphed, eager))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fused(graphed, gradients, outs=outs)
+    for _ in range(2):
+        graph.replay()
+        fused(eager, gradients, outs=expected)
+    assert all_equal(written(graphed, outs), written(eager, expected))
+
+
+def test_steps_on_the_cpu():
+    # where torch has them unless the optimizer is fused or capturable
+    weights, grads = made()
+    found = []
+    for device in ("cpu", "cuda"):
+        optimizer = gpu_optimizer("amsgrad", weights, device)
+        for _ in range(2):
+            outs = fused(optimizer, on_gpu(grads))
+        found.append(written(optimizer, outs))
+    assert all_equal(*found)
 
 
 def test_no_update_of_float64():

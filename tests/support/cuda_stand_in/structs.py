@@ -96,11 +96,12 @@ NUMBERS = (
     "beta1",
     "beta2",
     "eps",
+    "step",
     "clip",
     "clip_eps",
 )
 FLAGS = ("adam", "nesterov", "decoupled", "maximize", "is_first", "is_true")
-POINTERS = ("lr_at", "step", "factor", "grad_scale", "found_inf")
+POINTERS = ("lr_at", "step_at", "factor", "grad_scale", "found_inf")
 Rule = struct(
     "Rule",
     *((name, c_double) for name in NUMBERS),
