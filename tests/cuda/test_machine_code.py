@@ -206,6 +206,11 @@ def test_parsing():
     )
 
 
+def test_a_kernel_of_two_sources_is_noticed():
+    with pytest.raises(ValueError, match=r"split_kernel.* more than one source"):
+        parse_resources(2 * RESOURCES.splitlines(), "sm_90")
+
+
 def batch(types, threads, direction="11Forward"):
     return f"12batch_kernelINS_{direction}PassI{types}EELi{threads}ELi4096EEEvNS_5BatchINT_4ArgsE"
 

@@ -284,6 +284,8 @@ def parse_resources(lines, architecture: str) -> dict[str, Kernel]:
         if match := re.match(r"\s*Function (\S+):", line):
             name = match.group(1)
         elif match := re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", line):
+            if name in kernels:  # which takes minutes, and would count as one
+                raise ValueError(f"{architecture} {name}: compiled with more than one source")
             kernels[name] = Kernel(architecture, name, *map(int, match.groups()))
     return kernels
 
