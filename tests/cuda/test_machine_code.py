@@ -8,18 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import machine_code
+import machine_code_rules
 import pytest
 import torch_ws
-from machine_code import (
+from machine_code import Kernel, count_memory, parse_resources, read
+from machine_code_rules import (
     APPLY,
+    FLAT_ACCESSES,
     MOMENTS,
+    UPDATE,
     Entry,
-    Kernel,
-    count_memory,
+    entries_of,
     local_memory,
     narrow_accesses,
-    parse_resources,
-    read,
     too_many_registers,
     too_many_waits,
 )
@@ -154,7 +155,7 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
     subprocess.run([command[0], "-cubin", "-arch=sm_90", source, "-o", cubin], check=True)
     forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "Backward" in k.name)
     table = [Entry("vector", "rows", 128, 4, 1, 6), Entry("vector", "split", 1024, 2, 1, 6)]
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: table)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: table)
     assert forward.signature == ("forward", "f", "13__nv_bfloat16")
     assert forward.stack >= 256 and "a stack frame of 256 bytes" in local_memory(forward)
     assert any("0 LDG of 16 bytes" in problem for problem in narrow_accesses(forward))
@@ -260,7 +261,7 @@ TABLE = [
             {"LDG.E.128": 2 * 10 + 3, "LDG.E.64": 10, "STG.E.128": 10 + 4, "STG.E.64": 2 * 10},
         ),
         (
-            split(8, machine_code.UPDATE, f"10UpdatePassI{several}"),
+            split(8, UPDATE, f"10UpdatePassI{several}"),
             {"LDG.E.128": 2 * 6 + 3, "LDG.E.64": 6, "STG.E.128": 4},
         ),
         (split(8, APPLY, f"8NextPassI{several}"), {"LDG.E.128": 6, "STG.E.128": 6, "STG.E.64": 12}),
@@ -269,7 +270,7 @@ TABLE = [
     ],
 )
 def test_expected_accesses(name, needed, monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     assert not narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, 0, Counter(needed)))
     for opcode in needed:
         fewer = Counter(needed) - Counter([opcode])
@@ -286,28 +287,28 @@ def test_expected_accesses(name, needed, monkeypatch):
         # w and a gradient of 4 or 2 bytes; a step waits twice more, and has no next tile
         (batch(several, 512, "5Norms"), "sm_90", 2 * 3),
         (batch(several, 512, "10Update"), "sm_90", 2 * 3 + 2),
-        (split(8, machine_code.UPDATE, f"10UpdatePassI{several}"), "sm_90", 2 * 3 + 2),
+        (split(8, UPDATE, f"10UpdatePassI{several}"), "sm_90", 2 * 3 + 2),
         # flat rows, too
         (
             batch(several, 128, "10Update"),
             "sm_90",
-            (1 + 3 * 2 + 2) + (2 * 3 + 2) + 3 + 3 * machine_code.FLAT_ACCESSES,
+            (1 + 3 * 2 + 2) + (2 * 3 + 2) + 3 + 3 * FLAT_ACCESSES,
         ),
         (cluster, "sm_90", 2),
     ],
 )
 def test_expected_waits(name, architecture, allowed, monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     of_name = (architecture, f"_ZN2ws{name}", 0, 0, 0, Counter())
     assert not too_many_waits(Kernel(*of_name, waits=allowed))
     assert f"expected {allowed}" in too_many_waits(Kernel(*of_name, waits=allowed + 1))
 
 
 def test_no_clusters_before_9_0(monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     for architecture, entries in (("sm_86", 0), ("sm_90", 1), ("sm_120a", 1)):
         kernel = Kernel(architecture, f"_ZN2ws{cluster}", 0, 0, 0)
-        assert len(machine_code.entries_of(kernel)) == entries
+        assert len(entries_of(kernel)) == entries
 
 
 def test_a_kernel_without_a_known_name_is_not_passed_over():
