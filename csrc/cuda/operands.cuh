@@ -33,8 +33,8 @@ constexpr int kInput = n == 0 ? Pass::Args::kFirstInput : Pass::Args::kOperands 
 template <class Pass>
 using InputsOf = std::make_integer_sequence<int, Pass::kHeld>;
 
-// The element type of outs or gradients in a kernel that takes several, beside float32 weights. It has the size
-// of the widest.
+// The element type of outs or gradients in a kernel that takes several, beside float32 weights. It has
+// the size of the widest.
 struct Several {
   float widest;
 };

@@ -26,9 +26,9 @@ constexpr bool kInPlace = Pass::Args::kResults > Pass::Args::kFirstInput;
 template <class A>
 constexpr int kTile = 8192 / sizeof(A);
 
-//
-// The passes of an optimizer's step, norms and update, have few tiers, or their kernels would take minutes to
-// compile: of those that differ in elements alone the widest, which has the same sums, a row at a time.
+// The passes of an optimizer's step, norms and update, have few tiers, or their kernels would take
+// minutes to compile: of those that differ in elements alone the widest, which has the same sums, a row at
+// a time.
 template <class Pass>
 struct Tiers {
   static constexpr int kCount = 23;
