@@ -67,7 +67,7 @@ def raw_update_many(
     Args:
         outs: written: the standardized weights after the step, with new_gains and new_shifts. In a
             dtype that `standardize` has for the weight's.
-        weights: float32 or float64, updated in place.
+        weights: float32 or, on the CPU, float64; updated in place.
         states: each weight's in a row, updated in place: SGD's momentum_buffer, without momentum
             none; Adam's exp_avg and exp_avg_sq, with amsgrad also max_exp_avg_sq.
         grads: of the standardized weights, which were made with `gains`. In the out's dtype or the
