@@ -141,6 +141,7 @@ struct Rule {
   double lr, weight_decay;
   double momentum, dampening;  // SGD's
   double beta1, beta2, eps;    // Adam's
+  double step;                 // Adam's: the number of the step, from 1
   double clip, clip_eps;       // adaptive gradient clipping; clip 0: none
   bool adam;
   bool nesterov;   // SGD's
@@ -149,7 +150,7 @@ struct Rule {
   bool is_first;            // SGD: there is no momentum yet, whatever its memory holds
   bool is_true;             // grad is that of the weight itself, and not of its out
   const float* lr_at;       // in the place of lr
-  const float* step;        // Adam: the number of the step, from 1
+  const float* step_at;     // in the place of step
   const float* factor;      // multiplies the gradient
   const float* grad_scale;  // divides it
   const float* found_inf;   // if not 0, nothing is written

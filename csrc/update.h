@@ -29,6 +29,40 @@ namespace {
 WS_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 WS_DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
+// a / b and sqrt(x). On a GPU to 2 units in the last place: exact ones call a function for some numbers,
+// and registers are too few for that.
+template <class V, class A>
+WS_DEVICE V divide(V a, A b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(V) == sizeof(float)) return __fdividef(a, b);
+#endif
+  return a / b;
+}
+
+template <class V>
+WS_DEVICE V root_of(V x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(V) == sizeof(float)) {
+    asm("sqrt.approx.f32 %0, %0;" : "+f"(x));
+    return x;
+  }
+#endif
+  return square_root(x);
+}
+
+// beta^step. On a GPU by multiplications, for the same reason.
+WS_DEVICE double power(double beta, double step) {
+#ifdef __CUDA_ARCH__
+  double result = 1;
+  for (auto n = static_cast<unsigned>(step); n > 0; n /= 2, beta *= beta) {
+    if (n % 2 == 1) result *= beta;
+  }
+  return result;
+#else
+  return __builtin_pow(beta, step);
+#endif
+}
+
 // A rule's numbers, in the type of the statistics.
 template <class A>
 struct Step {
@@ -58,12 +92,12 @@ WS_DEVICE Step<A> step_of(const Rule& rule) {
   by.keep = number(rule.decoupled ? 1 - lr * rule.weight_decay : 1.0);
   by.adam = rule.adam;
   if (rule.adam) {
-    const double step = *rule.step;
-    by.lr = number(lr / (1 - __builtin_pow(rule.beta1, step)));
+    const double step = rule.step_at ? *rule.step_at : rule.step;
+    by.lr = number(lr / (1 - power(rule.beta1, step)));
     by.new_first = number(1 - rule.beta1);
     by.old_second = number(rule.beta2);
     by.new_second = number(1 - rule.beta2);
-    by.root = number(__builtin_sqrt(1 - __builtin_pow(rule.beta2, step)));
+    by.root = number(__builtin_sqrt(1 - power(rule.beta2, step)));
     by.eps = number(rule.eps);
   } else {
     by.lr = number(lr);
@@ -107,7 +141,8 @@ WS_DEVICE void take_step(const Step<A>& by, A scale, bool amsgrad, V grad, V& w,
                                 : multiply_add(g - first, one * (by.new_first - 1), g);
   second = multiply_add(g * by.new_second, g, second * by.old_second);
   if (amsgrad) largest = (second > largest) | (second != second) ? second : largest;
-  w += first * -by.lr / (square_root(amsgrad ? largest : second) / by.root + by.eps);
+  const V root = root_of(amsgrad ? largest : second);
+  w += divide(first * -by.lr, divide(root, by.root) + by.eps);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from torch_ws import reference, standardize, standardize_many
+from torch_ws import formulas, reference, standardize, standardize_many
+from torch_ws.core.update import raw_norms_many, raw_update_many
 
 from .launch_table import PAIRS, ROWS, STEPS, entries
 
@@ -53,6 +54,52 @@ def one(weight: torch.Tensor, out_dtype: torch.dtype, offset: int = 0, **options
     values = values.to(out_dtype).flatten()
     grad = torch.cat([values[:offset], values]).cuda()[offset:].view(weight.shape)
     return errors_of(inputs, out, grad, torch.autograd.grad(out, inputs, grad), **options)
+
+
+def close(actual: torch.Tensor, value: torch.Tensor) -> float:
+    """The error, in units of what is allowed."""
+    allowed = TOLERANCE * torch.finfo(actual.dtype).eps
+    error = (actual.detach().cpu().double() - value).abs().max()
+    return (error / value.abs().max().clamp(min=1)).item() / allowed
+
+
+def one_step(weight: torch.Tensor, out_dtype: torch.dtype, offset: int = 0) -> Errors:
+    """The norms of the gradient, and a step of SGD with momentum."""
+    rows, cols = weight.shape
+    grad, state = make(rows, cols, out_dtype, offset), make(rows, cols, weight.dtype, offset)
+    w = weight.cpu().double().requires_grad_()
+    (g,) = torch.autograd.grad(reference.standardize(w), w, grad.cpu().double())
+    buffer = 0.9 * state.cpu().double() + g
+    updated = w.detach() - 0.1 * buffer
+    scalars = [float(number) for number in formulas["paper"].arguments(cols)]
+    (norms,) = raw_norms_many([grad], [weight], [None], [0], scalars, False)
+    out = torch.empty_like(weight, dtype=out_dtype)
+    rule = [0.0, 0.1, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    vectors = [[None]] * 4
+    raw_update_many([out], [weight], [state], [grad], *vectors, [0], scalars, rule, [0], [0.0], [])
+    squares = g.square().sum(1)
+    return {
+        "squared norm": close(norms / squares.float().cuda(), torch.ones(rows).double()),
+        "updated weight": close(weight, updated),
+        "momentum": close(state, buffer),
+        "next result": close(out, reference.standardize(updated)),
+    }
+
+
+def every_step(few: bool = False) -> Iterator[tuple[str, Errors]]:
+    """Each entry of the update beside float32 weights."""
+    seen = set()
+    for out, rows, step in itertools.product(("float32", "bfloat16"), ROWS, STEPS):
+        for entry in entries("update", "float32", out, rows, step):
+            kind = (out, *(entry.plan[key] for key in ("name", "team", "vector")))
+            if kind in seen:
+                continue
+            seen.add(kind)
+            every = itertools.product((entry.longest, entry.shortest), (0, 1))
+            for cols, offset in itertools.islice(every, 1 if few else None):
+                weight = make(rows, cols, torch.float32, offset)
+                found = one_step(weight, getattr(torch, out), offset)
+                yield f"{rows}x{cols} at offset {offset}, a step to {out}", found
 
 
 def every_entry(few: bool = False) -> Iterator[tuple[str, Errors]]:
@@ -109,7 +156,8 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(0)
     lists = [many(None, 40)] + ([] if few else [many(torch.bfloat16, 300)])
     count, wrong, every = 0, 0, []
-    for title, found in itertools.chain(every_entry(few), other_layouts(), *lists):
+    steps = every_step(few)
+    for title, found in itertools.chain(every_entry(few), steps, other_layouts(), *lists):
         beyond = {name: error for name, error in found.items() if not error <= 1}  # a NaN, too
         for name, error in beyond.items():
             print(f"WRONG: {title}: {name} is off by {error:.2g} of what is allowed", flush=True)

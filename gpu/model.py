@@ -26,7 +26,7 @@ from .prediction import BYTES, CHIPS, Call, Chip, Constants, Prediction, predict
 from .stages import LARGE
 from .summary import LARGE_MB, LARGE_SPEED
 
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward", "norms", "update")
 NOTICE = (
     "PREDICTIONS of a model: no GPU has run for them, and most of its constants are estimates "
     "(gpu/prediction.py has the formulas, and every constant's source). Of each call in a CUDA "
@@ -47,7 +47,7 @@ class Found(NamedTuple):
         """The benchmark's, of a large weight: the fraction of a copy's speed."""
         (rows, cols), *others = self.call.weights
         large = not others and rows * cols * BYTES[self.call.names[0]] >= LARGE_MB * 1e6
-        return LARGE_SPEED[self.call.direction] if large else None
+        return LARGE_SPEED.get(self.call.direction) if large else None
 
     @property
     def short(self) -> float:
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     weights = "such as 512x4608; default: the GPU benchmark's large weights, and all models"
     parser.add_argument("shapes", nargs="*", type=shape, metavar="ROWSxCOLS", help=weights)
     add_names(parser, "--models", MODELS, "all of a model's weights in one call: {}")
-    add_names(parser, "--direction", DIRECTIONS, "{}; default: both", default=list(DIRECTIONS))
+    add_names(parser, "--direction", DIRECTIONS, "{}; default: all", default=list(DIRECTIONS))
     dtypes = "of weights, or weights:outputs: {}; default: float32; of models float32:bfloat16 too"
     add_names(parser, "--dtype", DTYPES, dtypes)
     add_names(parser, "--chips", CHIPS, "{}; default: all, or those that were measured")
@@ -115,7 +115,7 @@ def print_chip(chip: Chip, found: list[Found]) -> None:
     large = [each for each in found if each.target]
     if large:
         short = sum(each.short > 0 for each in large)
-        speeds = " and ".join(f"{LARGE_SPEED[each]:g} {each}" for each in DIRECTIONS)
+        speeds = " and ".join(f"{speed:g} {each}" for each, speed in LARGE_SPEED.items())
         print()
         print_text(
             f"{chip.name}: {short} of {len(large)} weights of {LARGE_MB} MB or more are predicted "

@@ -22,6 +22,10 @@ With n = sum of B / S blocks a multiprocessor, and u = ceil(n) / n for the one t
     t = node + greatest L + sum over e of (T_memory^p + T_waves^p + T_link^p + T_issue^p)^(1/p)
 
 Flat rows have sums and scalars once for every pass of a block's teams; a cluster shares sums again.
+An update, of SGD with momentum, has the sums of backward and then those of forward, and between
+them waits for its states, a few columns at a time: in the second-level cache, or in memory those of
+flat and split rows. It moves the out, the gradient, and both weight and state twice; its split rows
+take four launches, the last two forward's. The norms are backward's without a result.
 A row that is split takes two launches, of which the second finds its inputs in the second-level
 cache if they fit half of it. A copy takes node + launch + latency + store + bytes / bandwidth. In
 flight a multiprocessor has min(R, n) times the inputs that a block holds at a time.
@@ -68,6 +72,11 @@ class Constants:
     pass_element: float = constant(10.5, "instructions an element", COUNTED)
     pass_halving: float = constant(5, "instructions a halving of the team", COUNTED)
     pass_backward: float = constant(1.8, "x forward", COUNTED)
+    near: float = constant(0.25, "us", ESTIMATE)  # latency of the second-level cache
+    at_once: float = constant(32, "bytes of a state", COUNTED)  # csrc/cuda/update_rows.cuh
+    at_once_of_wide: float = constant(
+        16, "bytes of a state", COUNTED
+    )  # where w and g have over 128
     p: float = constant(6, "", ESTIMATE)
 
     @property
@@ -127,11 +136,19 @@ class Call(NamedTuple):
     def read(self) -> int:
         """Bytes for each element."""
         weight, out = (BYTES[name] for name in self.names)
-        return weight if self.direction == "forward" else weight + out
+        read = {"forward": weight, "update": 2 * weight + out}
+        return read.get(self.direction, weight + out)
 
     @property
     def written(self) -> int:
-        return BYTES[self.names[1 if self.direction == "forward" else 0]]
+        weight, out = (BYTES[name] for name in self.names)
+        written = {"backward": weight, "norms": 0, "update": 2 * weight + out}
+        return written.get(self.direction, out)
+
+    @property
+    def held(self) -> int:
+        """Bytes of an element in flight at once: all that is read, but an update's states."""
+        return self.read - (BYTES[self.names[0]] if self.direction == "update" else 0)
 
     @property
     def moved(self) -> int:
@@ -181,8 +198,9 @@ def predict(
     for i, (rows, cols) in enumerate(call.weights):
         for part in parts_of(plans[i], i, rows, cols, call, chip, c):
             launches.setdefault(part.launch, []).append(part)
-    # a split row's second launch has the blocks of its first
-    parts = [part for each in launches.values() for part in each if part.launch[0] != "apply"]
+    # a split row's later launches have the blocks of its first
+    later = ("update", "moments of the new", "apply")
+    parts = [part for each in launches.values() for part in each if part.launch[0] not in later]
     return Prediction(
         plans,
         len(launches),
@@ -197,37 +215,58 @@ def predict(
 def parts_of(
     plan: dict, index: int, rows: int, cols: int, call: Call, chip: Chip, c: Constants
 ) -> list[Part]:
-    """Of weight number `index`: one part, or of split rows one for each of the two launches."""
-    forward, team = call.direction == "forward", plan["team"]
+    """Of weight number `index`: one part, or of split rows one for each of the launches."""
+    forward, update = call.direction == "forward", call.direction == "update"
+    team = plan["team"]
     rows_of_block = min(rows, plan["rows"])
     of_block = rows_of_block * cols / plan["chunks"]
     start = c.launch + c.prologue
+    again = (c.sums_forward if update else 0) / (2 if team <= WARP else 1)
     sums = (c.sums_forward if forward else c.sums_backward) / (2 if team <= WARP else 1)
+    width = BYTES[call.names[0]]
+    at_once = c.at_once if plan["elements"] * width <= 128 else c.at_once_of_wide
+    of_thread = math.ceil(rows_of_block * cols / plan["chunks"] / plan["threads"])
+    step = math.ceil(of_thread * width / at_once) * c.near if update else 0
     held, passes, issue = of_block, 1, 0.0
     if plan["access"] == "flat":
         passes = math.ceil(rows_of_block / (plan["threads"] // team))
         instructions = c.pass_base + c.pass_element * plan["elements"]
         instructions += c.pass_halving * math.log2(team)
-        instructions *= passes * plan["threads"] / WARP * (1 if forward else c.pass_backward)
+        instructions *= passes * plan["threads"] / WARP
+        instructions *= (1 if forward else c.pass_backward) + (1 if update else 0)
+        step = math.ceil(of_thread * width / 16) * c.latency if update else 0
         issue = instructions / (c.schedulers * c.clock * 1e3 * c.issuing)
     else:
         # of a split row this tile and the next
         tiles_at_once = 2 if plan["form"] == "split" else plan["team_rows"]
         held = min(of_block, plan["threads"] * plan["elements"] * tiles_at_once)
     blocks, resident = plan["blocks"], plan["resident"]
-    common = {"blocks": blocks, "resident": resident, "held": held * call.read, "issue": issue}
+    common = {"blocks": blocks, "resident": resident, "held": held * call.held, "issue": issue}
     read, written = rows * cols * call.read, rows * cols * call.written
-    if plan["form"] == "split":  # of each weight, two launches of its own
+    if plan["form"] == "split":  # of each weight, launches of its own
         cached = read if read <= chip.cache * 1e6 / 2 else 0
         more = math.ceil(of_block / (team * plan["elements"])) - 1  # tiles after the first
         moments = start + c.latency + sums
         common["life"] = moments + more * max(c.latency, sums)
-        parts = [Part(("moments", index), moved=read, cached=0, first=moments, **common)]
+        inputs = rows * cols * call.held
+        parts = [Part(("moments", index), moved=inputs, cached=0, first=moments, **common)]
+        if update:
+            tile = c.latency + c.scalars + step / c.near * c.latency / (more + 1)
+            first = start + max(c.latency, c.combine) + tile
+            common["life"] = first + more * tile
+            moved = {"moved": read + 2 * rows * cols * width, "cached": cached}
+            parts.append(Part(("update", index), first=first, **moved, **common))
+            read, written = rows * cols * width, rows * cols * BYTES[call.names[1]]
+            cached = min(cached, read)
+            moments = start + c.latency + c.sums_forward
+            common["life"] = moments + more * max(c.latency, c.sums_forward)
+            new = {"moved": read, "cached": cached}
+            parts.append(Part(("moments of the new", index), first=moments, **new, **common))
         apply = start + max(c.latency, c.combine) + c.scalars + c.store
         common["life"] = apply + more * c.latency
         moved = {"moved": read + written, "cached": cached}
         return [*parts, Part(("apply", index), first=apply, **moved, **common)]
-    life = start + c.latency + passes * (sums + c.scalars) + c.store
+    life = start + c.latency + passes * (sums + again + c.scalars) + step + c.store
     launch = ("rows", plan["threads"])
     if plan["form"] == "cluster":
         launch, life = ("cluster", index), life + c.cluster

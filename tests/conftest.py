@@ -44,7 +44,7 @@ def isa(request):
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
-    """The CUDA kernels compiled for the CPU, once for all files and workers: half a minute."""
+    """The CUDA kernels compiled for the CPU, once for all files and workers: a minute."""
     from cuda_stand_in.kernels import Kernels, build, toolkit_includes
 
     includes = toolkit_includes()

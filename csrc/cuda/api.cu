@@ -9,6 +9,8 @@
 const ws::CudaApi ws_cuda = {
     &ws::kCudaForward,
     &ws::kCudaBackward,
+    &ws::kCudaNorms,
+    &ws::kCudaUpdate,
     [](int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); },
     CUDART_VERSION,
     WS_TEXT(__CUDA_ARCH_LIST__),

@@ -17,7 +17,7 @@ enum class Access : int32_t {
 enum class Form : int32_t {
   kRows,     // a block has whole rows
   kCluster,  // a cluster of blocks shares a row, and reads it once: on chips from 9.0 on
-  kSplit,    // any number of blocks share a row, in two launches that both read it
+  kSplit,    // any number of blocks share a row, in two launches that both read it; updates: four
 };
 
 // A row of a launch table: how rows of some lengths are worked on.
@@ -70,10 +70,14 @@ struct CudaPass {
 
 extern const CudaPass<Forward> kCudaForward;
 extern const CudaPass<Backward> kCudaBackward;
+extern const CudaPass<Norms> kCudaNorms;
+extern const CudaPass<Update> kCudaUpdate;
 
 struct CudaApi {
   const CudaPass<Forward>* forward;
   const CudaPass<Backward>* backward;
+  const CudaPass<Norms>* norms;
+  const CudaPass<Update>* update;
   const char* (*error)(int code);
   int toolkit;                // that the library was built with, as 1000 * major + 10 * minor
   const char* architectures;  // as "750,800,..."
@@ -82,8 +86,12 @@ struct CudaApi {
   const CudaPass<Args>& pass() const {
     if constexpr (std::is_same_v<Args, Forward>) {
       return *forward;
-    } else {
+    } else if constexpr (std::is_same_v<Args, Backward>) {
       return *backward;
+    } else if constexpr (std::is_same_v<Args, Norms>) {
+      return *norms;
+    } else {
+      return *update;
     }
   }
 };

@@ -34,6 +34,10 @@ void* allocate(void* context, int64_t bytes) {
 template <class Args>
 void run_on_cuda(const Work<Args>* work, int64_t count, int32_t device) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "ws: this PyTorch has no CUDA");
+  if constexpr (std::is_same_v<Args, Update>) {
+    for (int64_t i = 0; i < count; ++i)
+      STD_TORCH_CHECK(work[i].types != kF64, "ws: no update of float64 weights on CUDA");
+  }
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   Workspace workspace{device, {}};
@@ -50,6 +54,8 @@ STABLE_TORCH_LIBRARY_IMPL(ws, CUDA, m) {
   m.impl("forward_many", TORCH_BOX(&forward_many<run_on_cuda>));
   m.impl("forward_into", TORCH_BOX(&forward_into<run_on_cuda>));
   m.impl("backward_many", TORCH_BOX(&backward_many<run_on_cuda>));
+  m.impl("norms_many", TORCH_BOX(&norms_many<run_on_cuda>));
+  m.impl("update_many", TORCH_BOX(&update_many<run_on_cuda>));
 }
 
 }  // namespace

@@ -117,13 +117,16 @@ py::dict launch_plan(int64_t rows, int64_t cols, const std::string& direction,
     throw py::value_error("cluster must be 1, 2, 4, 8 or 16, got " + std::to_string(cluster));
   }
   if (rows < 1 || cols < 1) throw py::value_error("rows and cols must be positive");
-  if (direction != "forward" && direction != "backward") {
-    throw py::value_error("direction must be forward or backward, got " + direction);
-  }
   const Element from = element_named("weight", weight);
   const Types types = types_of(from, out.empty() ? from : element_named("out", out), "out");
-  return direction == "forward" ? describe_plan<Forward>(rows, cols, types, cluster)
-                                : describe_plan<Backward>(rows, cols, types, cluster);
+  if (direction == "forward") return describe_plan<Forward>(rows, cols, types, cluster);
+  if (direction == "backward") return describe_plan<Backward>(rows, cols, types, cluster);
+  if (direction == "norms") return describe_plan<Norms>(rows, cols, types, cluster);
+  if (direction == "update" && from == Element::kF32)
+    return describe_plan<Update>(rows, cols, types, cluster);
+  throw py::value_error(
+      "direction must be forward, backward or norms, or update of float32 weights; got " +
+      direction + " of " + weight);
 }
 
 py::dict build_info() {

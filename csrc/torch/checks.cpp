@@ -113,6 +113,15 @@ const float* checked_number(const std::optional<Tensor>& number, const char* nam
   return static_cast<const float*>(number->const_data_ptr());
 }
 
+void set_step(Rule& rule, const Tensor& step, const Tensor& weight) {
+  const float* number = checked_number(step, "step", step.is_cpu() ? step : weight);
+  if (step.is_cpu()) {
+    rule.step = *number;
+  } else {
+    rule.step_at = number;
+  }
+}
+
 Rule checked_rule(const std::vector<double>& numbers) {
   STD_TORCH_CHECK(numbers.size() == 10, "ws: rule must be 10 numbers");
   for (double number : numbers) {

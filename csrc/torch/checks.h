@@ -37,6 +37,9 @@ std::optional<Tensor> checked_vector(std::optional<Tensor> vector, const char* n
 const float* checked_number(const std::optional<Tensor>& number, const char* name,
                             const Tensor& weight);
 
+// Adam's step, of a tensor on the weight's device, or on the CPU: that is read now.
+void set_step(Rule& rule, const Tensor& step, const Tensor& weight);
+
 // From (adam, lr, weight_decay, momentum or beta1, dampening or beta2, eps, nesterov, decoupled,
 // maximize, clip_eps).
 Rule checked_rule(const std::vector<double>& numbers);

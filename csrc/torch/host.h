@@ -174,7 +174,7 @@ void update_many(std::vector<Tensor> outs, std::vector<Tensor> weights, std::vec
     }
     operands[Update::kGrad] = grads[i];
     Rule own = with_flags(rule, flags[i], clips[i]);
-    if (rule.adam) own.step = checked_number(steps[i], "step", weight);
+    if (rule.adam) set_step(own, steps[i], weight);
     own.factor = checked_number(factors[i], "factor", weight);
     own.lr_at = checked_number(lr, "lr", weight);
     own.grad_scale = checked_number(grad_scale, "grad_scale", weight);

@@ -23,7 +23,7 @@ from cuda_stand_in.kernels import (
 )
 
 NAMES = ["f64", "f32", "f16", "bf16", "f32-f16", "f32-bf16"]
-every_types = pytest.mark.parametrize("types", range(len(TYPES)), ids=NAMES)
+every_types = pytest.mark.parametrize("types", range(len(NAMES)), ids=NAMES)
 both = pytest.mark.parametrize("direction", ["forward", "backward"])
 
 # How many tiers the launch tables have; test_tables holds this against them. Rows that clusters

@@ -8,16 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import machine_code
+import machine_code_rules
 import pytest
 import torch_ws
-from machine_code import (
+from machine_code import Kernel, count_memory, parse_resources, read
+from machine_code_rules import (
+    APPLY,
+    FLAT_ACCESSES,
+    MOMENTS,
+    UPDATE,
     Entry,
-    Kernel,
-    count_memory,
+    entries_of,
     local_memory,
     narrow_accesses,
-    parse_resources,
-    read,
     too_many_registers,
     too_many_waits,
 )
@@ -77,6 +80,10 @@ def test_every_pair_of_types_is_there(of_architecture):
     pairs = [(name, name) for name in machine_code.TYPES]
     pairs += [("f", "6__half"), ("f", "13__nv_bfloat16")]
     expected = {(direction, *pair) for direction in ("forward", "backward") for pair in pairs}
+    # one kernel for all outs and gradients beside float32 weights; next: the last of split updates
+    steps = ["norms", "update", "next"]
+    expected |= {(direction, "f", machine_code.SEVERAL) for direction in steps}
+    expected |= {("norms", name, name) for name in machine_code.TYPES if name != "f"}
     assert {kernel.signature for kernel in of_architecture} == expected
     # none was missed in the machine code; without clusters, their kernels are empty
     assert all(kernel.memory or "cluster" in kernel.name for kernel in of_architecture)
@@ -121,7 +128,8 @@ __global__ void batch_kernel(const float* w, float* out, const int* order) {
   for (int k = 0; k < 64; ++k) values[order[k]] = w[k * blockDim.x + threadIdx.x];
   out[threadIdx.x] = values[order[threadIdx.x]];
 }
-template <class Pass, int kTier, bool kApply>
+enum class Stage { kMoments, kUpdate, kApply };
+template <class Pass, int kTier, Stage kStage>
 __global__ void __launch_bounds__(1024, 2) split_kernel(const float4* w, float4* out) {
   float4 values[24];
 #pragma unroll
@@ -132,8 +140,8 @@ __global__ void __launch_bounds__(1024, 2) split_kernel(const float4* w, float4*
 }
 template __global__ void batch_kernel<ForwardPass<float, __nv_bfloat16>, 128, 4096>(
     const float*, float*, const int*);
-template __global__ void split_kernel<BackwardPass<double, double>, 8, true>(const float4*,
-                                                                             float4*);
+template __global__ void split_kernel<BackwardPass<double, double>, 8, Stage::kApply>(
+    const float4*, float4*);
 }  // namespace ws
 """
 
@@ -147,7 +155,7 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
     subprocess.run([command[0], "-cubin", "-arch=sm_90", source, "-o", cubin], check=True)
     forward, backward = sorted(read(cubin, "sm_90", tools), key=lambda k: "Backward" in k.name)
     table = [Entry("vector", "rows", 128, 4, 1, 6), Entry("vector", "split", 1024, 2, 1, 6)]
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: table)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: table)
     assert forward.signature == ("forward", "f", "13__nv_bfloat16")
     assert forward.stack >= 256 and "a stack frame of 256 bytes" in local_memory(forward)
     assert any("0 LDG of 16 bytes" in problem for problem in narrow_accesses(forward))
@@ -162,11 +170,11 @@ def test_the_gate_fails_when_it_should(tools, tmp_path, monkeypatch):
 
 # As cuobjdump 13 prints them, shortened.
 RESOURCES = """
- Function _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELb1EEEvNS_5SplitINT_4ArgsEEE:
+ Function _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELNS_5StageE2EEEvNS_5Split:
   REG:66 STACK:16 SHARED:1216 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 MACHINE_CODE = """
-		Function : _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELb1EEEvNS_5SplitINT_4ArgsEEE
+		Function : _ZN2ws12split_kernelINS_12BackwardPassIf6__halfEELi8ELNS_5StageE2EEEvNS_5Split
         /*0060*/                   UIMAD.WIDE.U32 UR4, UR6, UR7, UR4 ;   /* 0x00000007060472a5 */
                                                                          /* 0x001fcc000f8e0004 */
         /*00d0*/              @!P0 LDG.E.EF.128 R4, desc[UR8][R2.64] ;   /* 0x0000000002177381 */
@@ -199,6 +207,11 @@ def test_parsing():
     )
 
 
+def test_a_kernel_of_two_sources_is_noticed():
+    with pytest.raises(ValueError, match=r"split_kernel.* more than one source"):
+        parse_resources(2 * RESOURCES.splitlines(), "sm_90")
+
+
 def batch(types, threads, direction="11Forward"):
     return f"12batch_kernelINS_{direction}PassI{types}EELi{threads}ELi4096EEEvNS_5BatchINT_4ArgsE"
 
@@ -206,8 +219,11 @@ def batch(types, threads, direction="11Forward"):
 cluster = "14cluster_kernelINS_11ForwardPassIffEELi9EEEvNS_5SplitINT_4ArgsEEE"
 
 
-def split(tier, apply):
-    return f"12split_kernelINS_11ForwardPassIffEELi{tier}ELb{apply}EEEvNS_5SplitINT_4ArgsEEE"
+several = "fNS_7SeveralE"
+
+
+def split(tier, stage, types="11ForwardPassIff"):
+    return f"12split_kernelINS_{types}EELi{tier}ELNS_5StageE{stage}EEEvNS_5SplitINT_4ArgsEEE"
 
 
 TABLE = [
@@ -235,14 +251,26 @@ TABLE = [
         ),
         (batch("ff", 512, "12Backward"), {"LDG.E.128": 20, "STG.E.128": 10}),
         # split rows: the sums only read; the second such tier is that of scalar accesses
-        (split(8, apply=1), {"LDG.E.128": 6, "STG.E.128": 6}),
-        (split(8, apply=0), {"LDG.E.128": 6}),
-        (split(22, apply=1), {}),
+        (split(8, APPLY), {"LDG.E.128": 6, "STG.E.128": 6}),
+        (split(8, MOMENTS), {"LDG.E.128": 6}),
+        (split(22, APPLY), {}),
+        # a step: of one tier w and a float32 gradient, a 16-bit gradient, three states at a time;
+        # and w with its states, and the out of three types
+        (
+            batch(several, 512, "10Update"),
+            {"LDG.E.128": 2 * 10 + 3, "LDG.E.64": 10, "STG.E.128": 10 + 4, "STG.E.64": 2 * 10},
+        ),
+        (
+            split(8, UPDATE, f"10UpdatePassI{several}"),
+            {"LDG.E.128": 2 * 6 + 3, "LDG.E.64": 6, "STG.E.128": 4},
+        ),
+        (split(8, APPLY, f"8NextPassI{several}"), {"LDG.E.128": 6, "STG.E.128": 6, "STG.E.64": 12}),
+        (batch(several, 512, "5Norms"), {"LDG.E.128": 20, "LDG.E.64": 10}),
         (cluster, {"LDG.E.128": 8, "STG.E.128": 8}),
     ],
 )
 def test_expected_accesses(name, needed, monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     assert not narrow_accesses(Kernel("sm_90", f"_ZN2ws{name}", 0, 0, 0, Counter(needed)))
     for opcode in needed:
         fewer = Counter(needed) - Counter([opcode])
@@ -255,22 +283,32 @@ def test_expected_accesses(name, needed, monkeypatch):
         # blocks of 128: two rows and one, dense or made of runs, and a flat stretch
         (batch("6__halfS2_", 128), "sm_90", (1 + 2) + 2 + 1),
         (batch("ff", 128, "12Backward"), "sm_90", (1 + 2 * 2) + 2 * 2 + 1),
-        (split(8, apply=1), "sm_90", 2 * 2),  # a tile, and the next one
+        (split(8, APPLY), "sm_90", 2 * 2),  # a tile, and the next one
+        # w and a gradient of 4 or 2 bytes; a step waits twice more, and has no next tile
+        (batch(several, 512, "5Norms"), "sm_90", 2 * 3),
+        (batch(several, 512, "10Update"), "sm_90", 2 * 3 + 2),
+        (split(8, UPDATE, f"10UpdatePassI{several}"), "sm_90", 2 * 3 + 2),
+        # flat rows, too
+        (
+            batch(several, 128, "10Update"),
+            "sm_90",
+            (1 + 3 * 2 + 2) + (2 * 3 + 2) + 3 + 3 * FLAT_ACCESSES,
+        ),
         (cluster, "sm_90", 2),
     ],
 )
 def test_expected_waits(name, architecture, allowed, monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     of_name = (architecture, f"_ZN2ws{name}", 0, 0, 0, Counter())
     assert not too_many_waits(Kernel(*of_name, waits=allowed))
     assert f"expected {allowed}" in too_many_waits(Kernel(*of_name, waits=allowed + 1))
 
 
 def test_no_clusters_before_9_0(monkeypatch):
-    monkeypatch.setattr(machine_code, "launch_table", lambda *names: TABLE)
+    monkeypatch.setattr(machine_code_rules, "launch_table", lambda *names: TABLE)
     for architecture, entries in (("sm_86", 0), ("sm_90", 1), ("sm_120a", 1)):
         kernel = Kernel(architecture, f"_ZN2ws{cluster}", 0, 0, 0)
-        assert len(machine_code.entries_of(kernel)) == entries
+        assert len(entries_of(kernel)) == entries
 
 
 def test_a_kernel_without_a_known_name_is_not_passed_over():

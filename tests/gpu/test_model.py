@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch_ws
 
-from bench.weights.workloads import weight_workload
+from bench.weights.workloads import model_workload, weight_workload
 from gpu.launch_table import PAIRS, STEPS, entries
 from gpu.prediction import CHIPS, Call, Constants, predict
 from gpu.stages import LARGE
@@ -123,6 +123,40 @@ def test_bytes_of_a_call_are_the_benchmarks():
         for direction in DIRECTIONS:
             expected = moved_bytes(direction, 4 * 9, *types)
             assert call("4x9", direction, dtype).moved == expected
+
+
+@pytest.mark.parametrize(
+    ("direction", "dtype", "expected"),
+    [
+        # weight and momentum read and written, the gradient read, the out written
+        ("update", "float32", 6 * 4),
+        ("update", "float32:bfloat16", 4 * 4 + 2 * 2),
+        ("norms", "float32", 4 + 4),
+        ("norms", "float32:bfloat16", 4 + 2),
+    ],
+)
+def test_bytes_of_a_step(direction, dtype, expected):
+    assert call("4x9", direction, dtype).moved == 36 * expected
+
+
+def test_an_update_waits_for_its_states():
+    def us(columns, **constants):
+        made_up = plan(5280, 4, elements=columns)
+        return predict(
+            call(f"5280x{128 * columns}", "update"), H200, Constants(**constants), [made_up]
+        ).us
+
+    # 24 columns of a thread in three turns, or in one; 36 in nine
+    assert us(24) > us(24, at_once=96) and us(36) > us(36, at_once_of_wide=144)
+    split = plan(64, 4, threads=256, form="split", chunks=32, elements=16)
+    found = predict(call("2x400000", "update"), H200, plans=[split])
+    assert found.launches == 4 and found.blocks == 64
+
+
+@needs_table
+def test_a_models_update_is_one_launch():
+    found = predict(Call.of(model_workload("resnet50"), "float32", "update"), H200)
+    assert found.launches == 1 and found.of_copy >= 0.9
 
 
 # KB of inputs that every entry keeps in flight a multiprocessor, of its shortest rows, where all

@@ -32,17 +32,16 @@ def words(capsys):
 
 @needs_table
 def test_tables(capsys, tmp_path):
-
     path = tmp_path / "found.json"
     options = ["--models", "resnet50", "--chips", "H200", "--json", str(path)]
     model.main(["512x512x3x3", "8x8", *options])
     output = words(capsys)
     assert output.startswith("PREDICTIONS of a model: no GPU has run for them")
     # a table for each direction: of weights, of the model, of the model with outputs in bfloat16
-    assert output.count("PREDICTION: ") == output.count("H200, 132 multiprocessors") == 6
+    assert output.count("PREDICTION: ") == output.count("H200, 132 multiprocessors") == 12
     found = json.loads(path.read_text())
     rows = {(row["title"], row["dtype"], row["direction"]): row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 8
+    assert len(rows) == len(found["rows"]) == 16
     expected = predict(call("512x4608"), H200)
     row = rows["512x512x3x3", "float32", "forward"]
     assert row["predicted"]["us"] == expected.us and row["target"] == 0.9
@@ -63,8 +62,8 @@ def test_without_arguments_the_benchmarks_weights_on_all_chips(capsys):
     model.main([])
     output = capsys.readouterr().out
     for chip in CHIPS:
-        assert output.count(f": {chip}, ") == 6
-    assert output.count("\n1x16777216 ") == 8 and output.count("\nResNet-50 ") == 16
+        assert output.count(f": {chip}, ") == 12  # four directions, each of three tables
+    assert output.count("\n1x16777216 ") == 16 and output.count("\nResNet-50 ") == 32
 
 
 def write(path, found, gpu="NVIDIA H100 80GB HBM3", multiprocessors=132, many=True):

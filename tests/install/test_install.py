@@ -108,7 +108,7 @@ def test_cuda_library_opens_without_cuda():
     plan = torch_ws._C.launch_plan(7, 64, direction="backward", out="bfloat16")
     assert plan["team"] * plan["elements"] >= 64
     assert plan["blocks"] * plan["rows"] >= 7
-    with pytest.raises(ValueError, match="direction must be forward or backward, got up"):
+    with pytest.raises(ValueError, match="direction must be forward, backward or norms, or"):
         torch_ws._C.launch_plan(1, 1, direction="up")
     with pytest.raises(ValueError, match=r"weight must be float64, .* got int8"):
         torch_ws._C.launch_plan(1, 1, weight="int8")

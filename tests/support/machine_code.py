@@ -1,12 +1,4 @@
-"""The CUDA kernels' machine code, as NVIDIA's cuobjdump shows it, and what may not be in it.
-
-Four things are looked at in every kernel of every architecture:
-
-    local memory   a stack frame or a spilled register: the kernel is to live in registers alone
-    registers      as many blocks as the launch table says have to fit a multiprocessor
-    accesses       where a tensor allows it, a thread moves 16 bytes at a time, or, of the narrower
-                   tensor of a kernel that converts, as many elements as those 16 bytes hold
-    waits          all loads of a thread's rows are issued before the first is used
+"""The CUDA kernels' machine code, as NVIDIA's cuobjdump shows it.
 
 The library itself is read where it was built for an architecture. For the others of the default
 list, that of CMakeLists.txt, its sources are compiled with the flags of the build, and what comes
@@ -18,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -28,16 +19,17 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+SEVERAL = "NS_7SeveralE"  # beside float32 weights: float32, float16 and bfloat16
 TYPES = {"d": 8, "f": 4, "6__half": 2, "13__nv_bfloat16": 2}  # mangled names, bytes
 NAMES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 # _ZN2ws12batch_kernelINS_11ForwardPassIf13__nv_bfloat16EELi128ELi4096EEEvNS_5Batch...
-# _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELb0EEEvNS_5Split...; S2_: a type again
+# _ZN2ws12split_kernelINS_12BackwardPassI6__halfS2_EELi8ELNS_5StageE0EEEvNS_5Split...; S2_: again
 KERNEL = re.compile(
-    rf"\d(?P<form>batch|cluster|split)_kernelINS_\d+(?P<direction>Forward|Backward)PassI"
-    rf"(?P<weight>{'|'.join(TYPES)})(?P<out>{'|'.join(TYPES)}|S\d*_)EE(?P<arguments>\w*?)EEv"
+    rf"\d(?P<form>batch|cluster|split)_kernelINS_\d+"
+    rf"(?P<direction>Forward|Backward|Norms|Update|Next)PassI(?P<weight>{'|'.join(TYPES)})"
+    rf"(?P<out>{'|'.join(TYPES)}|{SEVERAL}|S\d*_)EE(?P<arguments>\w*?)EEv"
 )
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
 REGISTER = re.compile(r"\bR(\d+)")
@@ -67,7 +59,7 @@ class Kernel:
     @functools.cached_property
     def narrowest(self) -> int:
         """The bytes that a vector access moves of the narrower tensor."""
-        sizes = [TYPES[name] for name in self.signature[1:]]
+        sizes = [TYPES.get(name, 2) for name in self.signature[1:]]
         return 16 // max(sizes) * min(sizes)
 
     def count(self, opcode: str, width: int) -> int:
@@ -84,133 +76,6 @@ def width_of(opcode: str) -> int:
     parts = opcode.split(".")
     named = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
     return next((named[part] for part in parts if part in named), 4)
-
-
-# --- what may not be there
-
-
-def local_memory(kernel: Kernel) -> str | None:
-    spills = [name for name in kernel.memory if name.split(".")[0] in ("LDL", "STL")]
-    if kernel.stack or kernel.local or spills:
-        found = ", ".join(f"{kernel.memory[name]} {name}" for name in spills) or "unused"
-        return (
-            f"{kernel.architecture} {kernel.name}: a stack frame of {kernel.stack} bytes, "
-            f"{kernel.local} bytes of local memory ({found})"
-        )
-    return None
-
-
-# Ways to a row's columns that a kernel has code for: dense rows, and those made of runs.
-PATHS = 2
-# The first of the scalar tiers in csrc/cuda/launch/tiers.h: rows are split there without vectors.
-SCALAR_TIERS = 18
-# The first architecture with clusters.
-CLUSTERS = 90
-
-
-class Entry(NamedTuple):
-    """Of the launch table."""
-
-    access: str
-    form: str
-    threads: int
-    resident: int  # blocks of a multiprocessor
-    rows: int  # that a thread has a part of
-    groups: int  # of columns, 16 bytes of each, that it reads of them at a time
-
-
-def entries_of(kernel: Kernel, access: str = "vector") -> list[Entry]:
-    """The entries with that access whose code the kernel has."""
-    direction, weight, out = kernel.signature
-    match = KERNEL.search(kernel.name)
-    form = {"batch": "rows"}.get(match["form"], match["form"])
-    numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", match["arguments"])]
-    table = [
-        entry
-        for entry in launch_table(direction, NAMES[weight], NAMES[out])
-        if entry.form == form and entry.access == access
-    ]
-    if form == "rows":  # <Pass, kThreads, kBytes>: all tiers whose blocks have so many threads
-        return [entry for entry in table if entry.threads == numbers[0]]
-    if form == "cluster":  # <Pass, kTier>: empty for the others
-        return table if int(kernel.architecture[3:].rstrip("af")) >= CLUSTERS else []
-    return table if numbers[0] < SCALAR_TIERS else []  # <Pass, kTier, kApply>
-
-
-@functools.cache
-def launch_table(direction: str, weight: str, out: str) -> list[Entry]:
-    from gpu.launch_table import ROWS, entries  # needs the CUDA library
-
-    found = {}
-    for rows, step, cluster in itertools.product(ROWS, (8, 1), (1, 16)):
-        for entry in entries(direction, weight, out, rows, step, cluster):
-            plan = entry.plan
-            groups = plan["elements"] // plan["vector"] * plan["team_rows"]
-            facts = (plan["threads"], plan["resident"], plan["team_rows"], groups)
-            key = (plan["access"], plan["form"], plan["team"], plan["elements"])
-            found[key] = Entry(plan["access"], plan["form"], *facts)
-    return list(found.values())
-
-
-def too_many_registers(kernel: Kernel) -> str | None:
-    """Of 65,536, given out to a warp by the 256; None if as many blocks fit as the table says."""
-    for entry in entries_of(kernel):
-        of_block = -(-kernel.registers // 8) * 8 * entry.threads
-        if 65536 // of_block < entry.resident:
-            return (
-                f"{kernel.architecture} {kernel.name}: {kernel.registers} registers, with which "
-                f"{entry.resident} blocks of {entry.threads} threads do not fit a multiprocessor"
-            )
-    return None
-
-
-def too_many_waits(kernel: Kernel) -> str | None:
-    """One for each tensor's row, dense or made of runs: what lies between those is another way.
-
-    Of several rows all dense ways are one. Split rows have the same again for the next tile, and
-    flat ones are a single stretch.
-    """
-    inputs = 1 if kernel.signature[0] == "forward" else 2
-    vector = entries_of(kernel)
-    ways = [inputs * PATHS if e.rows == 1 else 1 + inputs * e.rows for e in vector]
-    allowed = sum(n * (2 if e.form == "split" else 1) for n, e in zip(ways, vector, strict=True))
-    allowed += len(entries_of(kernel, "flat"))
-    if vector and kernel.waits > allowed:
-        return (
-            f"{kernel.architecture} {kernel.name}: {kernel.waits} times loads are waited for, "
-            f"expected {allowed}: some are used before the others of the rows are issued"
-        )
-    return None
-
-
-def expected_accesses(kernel: Kernel) -> Counter:
-    """How many accesses of at least which width the kernel needs: (opcode, bytes) -> number."""
-    direction, weight, out = kernel.signature
-    reads = PATHS * sum(entry.groups for entry in entries_of(kernel))
-    only_reads = "split_kernel" in kernel.name and "ELb0E" in kernel.name  # for the moments
-    writes = 0 if only_reads else reads
-    elements = 16 // max(TYPES[weight], TYPES[out])  # an access moves as many of both tensors
-    of_weight, of_out = elements * TYPES[weight], elements * TYPES[out]
-    needed = Counter({("LDG", of_weight): reads})
-    if direction == "forward":
-        needed["STG", of_out] = writes
-    else:
-        needed["LDG", of_out] += reads
-        needed["STG", of_weight] = writes
-    return needed
-
-
-def narrow_accesses(kernel: Kernel) -> list[str]:
-    expected, problems = expected_accesses(kernel), []
-    for opcode, width in expected:
-        # whoever needs a wider access needs one of this width too
-        number = sum(n for (op, w), n in expected.items() if op == opcode and w >= width)
-        if kernel.count(opcode, width) < number:
-            problems.append(
-                f"{kernel.architecture} {kernel.name}: {kernel.count(opcode, width)} {opcode} of "
-                f"{width} bytes, expected {number} or more; it has {dict(kernel.memory)}"
-            )
-    return problems
 
 
 # --- reading
@@ -252,6 +117,8 @@ def parse_resources(lines, architecture: str) -> dict[str, Kernel]:
         if match := re.match(r"\s*Function (\S+):", line):
             name = match.group(1)
         elif match := re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", line):
+            if name in kernels:  # which takes minutes, and would count as one
+                raise ValueError(f"{architecture} {name}: compiled with more than one source")
             kernels[name] = Kernel(architecture, name, *map(int, match.groups()))
     return kernels
 

@@ -17,10 +17,11 @@ constexpr int kLargeBytes = 4096;
 constexpr int kLargeBytes = 32764;
 #endif
 
-template <class Args>  // Forward or Backward
+template <class Args>  // of a pass
 struct Entry {
   Args args;
-  int32_t tier;  // of the launch table
+  int16_t tier;  // of the launch table
+  int16_t types;
   int32_t rows;  // that a block works on
 };
 
@@ -51,6 +52,9 @@ struct Batch {
   }
 };
 
+// The launches of split rows; in the place of kApply, a pass that updates its weight has kUpdate.
+enum class Stage { kMoments, kUpdate, kApply };
+
 // One weight whose rows are shared by blocks, of a cluster or not. Split rows take a launch for the
 // moments of every chunk of columns, then one that combines a row's and applies them.
 template <class Args>
@@ -59,6 +63,7 @@ struct Split {
   void* moments;  // [rows, chunks], of split rows
   int64_t chunk_cols;
   int32_t chunks;  // of a row
+  Types types;
 
   __device__ int64_t row() const { return blockIdx.x / chunks; }
   __device__ int64_t begin() const { return blockIdx.x % chunks * chunk_cols; }

@@ -22,15 +22,14 @@ struct Kernels {
   int (*tier_of)(int64_t rows, int64_t cols, bool vector, bool flat, int max_cluster);
   int resident;       // threads that a multiprocessor holds at once
   int moments_bytes;  // of a chunk of a split row
-  // by threads of a block, and for few weights or for many
+  // by threads of a block, and for few weights (null where a step's weights are always many) or for many
   void (*block_of_128)(Batch<Args, kSmallBytes>);
   void (*many_blocks_of_128)(Batch<Args, kLargeBytes>);
   void (*block_of_256)(Batch<Args, kSmallBytes>);
   void (*block_of_512)(Batch<Args, kSmallBytes>);
   void (*cluster)(Split<Args>);
-  // by the tier's access: vector or scalar
-  void (*find_moments[2])(Split<Args>);
-  void (*apply[2])(Split<Args>);
+  // by the tier's access, vector or scalar: launches of split rows, as many as the pass has
+  void (*split[2][4])(Split<Args>);
 };
 
 // Whether every group of `vec` columns starts at a multiple of its size. If one tensor of a call
@@ -56,6 +55,8 @@ Plan plan_of(const Args& args, Types types, int max_cluster) {
   bool vector = true, flat = true;
   for (int i = 0; i < Args::kOperands; ++i) {
     const Operand& tensor = args.operands[i];
+    const bool is_state = i > Args::kFirstInput && i < Args::kResults;
+    if (is_state && tensor.data == nullptr) continue;  // which the rule lacks
     vector = vector && allows_vectors(tensor, bytes_of<Args>(types, i), kernels.vec, args.shape);
     flat = flat && is_flat(tensor, args.shape);
   }
@@ -103,19 +104,19 @@ class Launches {
     }
   }
 
-  // The memory that split rows need between their two launches. They take turns with it.
+  // The memory that split rows need between their launches: moments. They take turns with it.
   int64_t workspace_bytes() const {
     int64_t bytes = 0;
     for (const Plan& plan : plans_) {
-      if (plan.tier.form != Form::kSplit) continue;
-      bytes = std::max(bytes, plan.blocks * kernels(plan).moments_bytes);
+      if (plan.tier.form == Form::kSplit)
+        bytes = std::max(bytes, plan.blocks * kernels(plan).moments_bytes);
     }
     return bytes;
   }
 
   // Weights with the same kernel share launches, those with the most work a block first: blocks start
   // in order, and a long one that starts last keeps the others waiting. parameter_bytes: kSmallBytes
-  // or kLargeBytes, whichever launches allow.
+  // or kLargeBytes, whichever launches allow; a step takes kLargeBytes.
   template <class Launch>
   void start(int parameter_bytes, void* workspace, Launch launch) {
     std::stable_sort(plans_.begin(), plans_.end(), [&](const Plan& a, const Plan& b) {
@@ -127,13 +128,14 @@ class Launches {
       const Kernels<Args>& kernels = this->kernels(plan);
       const int threads = plan.tier.threads();
       if (plan.tier.form != Form::kRows) {
-        const Split<Args> split{args(plan), workspace, plan.chunk_cols, plan.chunks};
+        Split<Args> split{args(plan), workspace, plan.chunk_cols, plan.chunks, types(plan)};
         const bool scalar = plan.tier.access == Access::kScalar;
         if (plan.tier.form == Form::kCluster) {
           launch(kernels.cluster, plan.blocks, threads, split, plan.chunks);
         } else {
-          launch(kernels.find_moments[scalar], plan.blocks, threads, split, 1);
-          launch(kernels.apply[scalar], plan.blocks, threads, split, 1);
+          for (auto* kernel : kernels.split[scalar]) {
+            if (kernel != nullptr) launch(kernel, plan.blocks, threads, split, 1);
+          }
         }
         ++i;
         continue;
@@ -145,7 +147,8 @@ class Launches {
         i = launch_batch<kSmallBytes>(kernels.block_of_512, i, end, launch);
       } else if (threads == 256) {
         i = launch_batch<kSmallBytes>(kernels.block_of_256, i, end, launch);
-      } else if (end - i <= kFew || parameter_bytes < kLargeBytes) {
+      } else if (kernels.block_of_128 != nullptr &&
+                 (end - i <= kFew || parameter_bytes < kLargeBytes)) {
         i = launch_batch<kSmallBytes>(kernels.block_of_128, i, end, launch);
       } else {
         i = launch_batch<kLargeBytes>(kernels.many_blocks_of_128, i, end, launch);
@@ -155,12 +158,13 @@ class Launches {
 
  private:
   const Args& args(const Plan& plan) const { return *work_[plan.weight].args; }
+  Types types(const Plan& plan) const { return work_[plan.weight].types; }
   const Kernels<Args>& kernels(const Plan& plan) const {
-    return kernels_of(args(plan), work_[plan.weight].types);
+    return kernels_of(args(plan), types(plan));
   }
   // What a launch has one of.
-  std::tuple<Types, Form, int> kernel_of(const Plan& plan) const {
-    return {work_[plan.weight].types, plan.tier.form, plan.tier.threads()};
+  std::tuple<const Kernels<Args>*, Form, int> kernel_of(const Plan& plan) const {
+    return {&kernels(plan), plan.tier.form, plan.tier.threads()};
   }
 
   // One launch of plans_[i], ... as far as they fit, before `end`; returns where it ended.
@@ -174,7 +178,8 @@ class Launches {
     for (; i < end && batch.count < batch.kCapacity; ++i) {
       const Plan& plan = plans_[i];
       if (batch.count > 0 && blocks + plan.blocks > kMaxBlocks) break;
-      batch.entries[batch.count] = {args(plan), plan.index, plan.rows};
+      batch.entries[batch.count] = {args(plan), static_cast<int16_t>(plan.index),
+                                    static_cast<int16_t>(types(plan)), plan.rows};
       batch.first_block[batch.count++] = static_cast<uint32_t>(blocks);
       blocks += plan.blocks;
     }

@@ -36,8 +36,8 @@ class OnDevice {
 inline int parameter_bytes() {
   static const int bytes = [] {
     int driver = 0;
-    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 ? kLargeBytes
-                                                                           : kSmallBytes;
+    const bool known = cudaDriverGetVersion(&driver) == cudaSuccess;
+    return kLargeBytes <= 4096 || (known && driver >= 12010) ? kLargeBytes : kSmallBytes;
   }();
   return bytes;
 }
@@ -75,6 +75,7 @@ int run(const Work<Args>* work, int64_t count, int device, void* stream_handle, 
         void* context) {
   const OnDevice on(device);
   if (on.error() != cudaSuccess) return on.error();
+  if (Args::kResults != 1 && parameter_bytes() < kLargeBytes) return cudaErrorInsufficientDriver;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   Launches<Args> launches(work, count, max_cluster<Args>(device));
   cudaError_t error = cudaSuccess;

@@ -11,7 +11,10 @@ struct ForwardPass {
   using Args = Forward;
   using Weight = W;
   using Out = Y;
+  using Grad = Y;
   using A = Accumulator<W>;
+  static constexpr int kHeld = 1, kReplaced = 0;
+  static constexpr bool kSquaresG = false;
   static constexpr int kResident = sizeof(W) == 8 ? 512 : 768;
 
   struct Vectors {
@@ -27,8 +30,9 @@ struct ForwardPass {
     return {gain ? widen(gain[row]) : A(1), shift ? widen(shift[row]) : A(0)};
   }
 
+  template <class AnyArgs>  // Update's too (update.cuh)
   static __device__ __forceinline__ Factors factors(const Moments<A>& x, const Vectors& by,
-                                                    const Forward& args, int64_t, bool) {
+                                                    const AnyArgs& args, int64_t, bool) {
     const A var = variance_of(x.squares, A(0), args.shape.cols, args.formula);
     const A factor = channel_of(var, args.formula).s * by.gain;
     return {x.m, factor, by.shift - x.r * factor};
@@ -39,8 +43,10 @@ struct ForwardPass {
   }
 };
 
-inline const Kernels<Forward>& kernels_of(const Forward&, Types types) {
-  return kKernels<ForwardPass>[types];
+// A template, as backward's: a pass that goes on from this one is not to have its kernels compiled.
+template <class Args = Forward>
+const Kernels<Args>& kernels_of(const Forward&, Types types) {
+  return kKernels<ForwardPass, Args>[types];
 }
 
 }  // namespace ws

@@ -16,8 +16,8 @@ template <int kTeam>
 struct ClusterTeam : Team<kTeam> {
   int turn = 0;
 
-  // Adds up the values of all threads of the cluster, two times at most in a kernel; all of them get
-  // bitwise the same sums. Every block adds up all blocks' sums, each in a lane, in the same order.
+  // Adds up the values of all threads of the cluster; all of them get bitwise the same sums. Every block
+  // adds up all blocks' sums, each in a lane, in the same order. Calls take turns, as a block's do.
   template <class A, int kCount>
   __device__ __forceinline__ void sum(A (&values)[kCount]) {
     Team<kTeam>::sum(values);

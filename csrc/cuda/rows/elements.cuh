@@ -56,6 +56,13 @@ __device__ __forceinline__ Word<T, kCount> load(const T* from) {
   return kOnce ? __ldcs(address) : *address;
 }
 
+// Has the line of 128 bytes that an address is in brought into the second-level cache.
+__device__ __forceinline__ void fetch([[maybe_unused]] const void* address) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
 template <class T, int kCount, class A>
 __device__ __forceinline__ void unpack(const Word<T, kCount>& word, A* values) {
   std::remove_const_t<T> elements[kCount];

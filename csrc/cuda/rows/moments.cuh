@@ -4,6 +4,7 @@
 //   2  r = sum(w - m) / n                          rg = sum(g - mg) / n
 //      squares = sum((w - m)^2) - n r^2            dot = sum((w - m)(g - mg)) - n r rg
 //                                                  sum_g = n mg + sum(g - mg)
+//                                                  squares_g = sum((g - mg)^2) - n rg^2
 //
 // m + r is the mean: two numbers, whose sum would lose the digits of a small r. A pivot is the row's
 // first element. It makes the mean of a constant row exactly its value, so that w - m, r and squares
@@ -12,6 +13,7 @@
 // Two parts of n and n' elements, at a distance e = (m' - m) + r' - r, and eg likewise, have together
 //
 //   r + e n' / (n + n')    squares + squares' + e^2 n n' / (n + n')    dot + dot' + e eg n n' / (n + n')
+//                                                                      and squares_g likewise
 #pragma once
 
 #include "../../channel.h"
@@ -26,18 +28,19 @@ struct Moments {
   A m = 0, r = 0, squares = 0;
   A mg = 0, rg = 0, dot = 0;
   A sum_g = 0;
+  A squares_g = 0;  // for passes that ask for it
 };
 
 // Of kRows rows of n elements at once, which their team holds in registers: x[0] is w and, where
 // there is another, x[1] is g; pivot likewise.
-template <class Team, int kTeam, int kCount, int kRows, int kElements, int kGroup, class A,
-          class Index>
+template <bool kSquaresG, class Team, int kTeam, int kCount, int kRows, int kElements, int kGroup,
+          class A, class Index>
 __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])[kElements],
                                              const Columns<kTeam, kGroup, Index>& columns,
                                              Index tile, const A (&pivot)[kCount][kRows], A n,
                                              bool center, Moments<A> (&moments)[kRows]) {
   constexpr bool kGrad = kCount > 1;
-  constexpr int kFirst = kGrad ? 2 : 1, kSecond = kGrad ? 4 : 2;
+  constexpr int kFirst = kGrad ? 2 : 1, kSecond = (kGrad ? 4 : 2) + kSquaresG;
   const auto w = x[0], g = x[kGrad];
   // Its rounding matters as little as that of m: r is what both have left over, and much smaller. And
   // a division here does not wait for the sums.
@@ -75,6 +78,7 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
           const A dg = g[k][i] - moments[k].mg;
           sums[k * kSecond + 2] += dg;
           sums[k * kSecond + 3] += dg * dw;
+          if constexpr (kSquaresG) sums[k * kSecond + 4] += dg * dg;
         }
       }
     }
@@ -90,6 +94,8 @@ __device__ __forceinline__ void find_moments(Team& team, A (*const (&x)[kCount])
       moments[k].rg = center ? sums[k * kSecond + 2] * inv_n : A(0);
       moments[k].sum_g = n * moments[k].mg + sums[k * kSecond + 2];
       moments[k].dot = sums[k * kSecond + 3] - n * moments[k].r * moments[k].rg;
+      if constexpr (kSquaresG)
+        moments[k].squares_g = sums[k * kSecond + 4] - n * moments[k].rg * moments[k].rg;
     }
   }
 }
@@ -104,6 +110,7 @@ __device__ __forceinline__ void merge(Moments<A>& x, A n_x, const Moments<A>& pa
   x.squares += part.squares + e * e * n_x * share;
   x.dot += part.dot + e * eg * n_x * share;
   x.sum_g += part.sum_g;
+  x.squares_g += part.squares_g + eg * eg * n_x * share;
 }
 
 // The moments of a row of `cols` elements from those of its chunks; cols_of(c) elements are chunk c's.
@@ -120,13 +127,14 @@ __device__ __forceinline__ Moments<A> combine(Team<kTeam>& team, const Moments<A
   }
   team.sum(shift);
   const A mean_shift = shift[0] / cols, mean_shift_g = shift[1] / cols;
-  A sums[2] = {};
+  A sums[3] = {};
   for (int c = team.thread; c < chunks; c += kTeam) {
     const A n = static_cast<A>(cols_of(c));
     const A e = (parts[c].m - m) + parts[c].r - mean_shift;
     const A eg = (parts[c].mg - mg) + parts[c].rg - mean_shift_g;
     sums[0] += parts[c].squares + n * e * e;
     sums[1] += parts[c].dot + n * e * eg;
+    sums[2] += parts[c].squares_g + n * eg * eg;
   }
   team.sum(sums);
   Moments<A> x;
@@ -137,6 +145,7 @@ __device__ __forceinline__ Moments<A> combine(Team<kTeam>& team, const Moments<A
   x.squares = sums[0];
   x.dot = sums[1];
   x.sum_g = shift[2];
+  x.squares_g = sums[2];
   return x;
 }
 

@@ -7,6 +7,13 @@ namespace ws {
 
 constexpr int kWarp = 32;
 
+// The same number, but the compiler does not know that: what is found by it is read again, and not kept
+// in registers until then.
+__device__ __forceinline__ int again(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // Adds up the values of every group of kLanes neighbouring lanes. All of a group get bitwise the
 // same sums, because a + b = b + a.
 template <int kLanes, class A, int kCount>
@@ -35,9 +42,10 @@ struct Team {
       // Calls take turns: slower threads may still read what the call before has left.
       constexpr int kWarps = kTeam / kWarp;
       __shared__ A partial[2][kCount][kWarps];
-      if (threadIdx.x % kWarp == 0) {
+      const int thread = again(threadIdx.x);
+      if (thread % kWarp == 0) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) partial[turn][k][threadIdx.x / kWarp] = values[k];
+        for (int k = 0; k < kCount; ++k) partial[turn][k][thread / kWarp] = values[k];
       }
       __syncthreads();
 #pragma unroll

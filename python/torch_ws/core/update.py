@@ -67,7 +67,7 @@ def raw_update_many(
     Args:
         outs: written: the standardized weights after the step, with new_gains and new_shifts. In a
             dtype that `standardize` has for the weight's.
-        weights: float32 or float64, updated in place.
+        weights: float32 or, on the CPU, float64; updated in place.
         states: each weight's in a row, updated in place: SGD's momentum_buffer, without momentum
             none; Adam's exp_avg and exp_avg_sq, with amsgrad also max_exp_avg_sq.
         grads: of the standardized weights, which were made with `gains`. In the out's dtype or the
@@ -77,9 +77,13 @@ def raw_update_many(
             decoupled, maximize, clip_eps).
         flags: 1 where SGD has no momentum yet, 2 where grad is the gradient of the weight itself.
         clips: of adaptive gradient clipping by rows; 0: none.
-        steps: for Adam a float32 tensor of 1 number each: the number of this step, from 1.
+        steps: for Adam a float32 tensor of 1 number each: the number of this step, from 1. On the
+            weights' device, or on the CPU, where it is read at once.
         lr, grad_scale, found_inf: None, or a float32 tensor of 1 number: in place of the rule's lr;
             divides the gradients; if it is not 0, nothing is written.
+
+    Tensors are on the weights' device, where numbers are read when the kernel runs: the host waits
+    for none, and a CUDA graph has them as they are at each replay.
     """
     arguments = [outs, weights, states, grads, gains, new_gains, new_shifts, factors, channel_dims]
     arguments += [formulas, rule, flags, clips, steps, lr, grad_scale, found_inf]
@@ -184,9 +188,11 @@ def _check_all_update(
             allowed = dict.fromkeys([outs[i].dtype, weight.dtype])
             _check_like("grad", grads[i], weight, list(allowed))
             numbers = {"factor": factors[i], "lr": lr, "grad_scale": grad_scale}
-            numbers |= {"found_inf": found_inf, "step": steps[i] if rule[0] else None}
+            numbers |= {"found_inf": found_inf}
             for name, number in numbers.items():
                 _check_number(name, number, weight)
+            if rule[0]:
+                _check_number("step", steps[i], steps[i] if steps[i].is_cpu else weight)
             if flags[i] not in range(4):
                 raise ValueError(f"flags must be 0 to 3, got {flags[i]}")
             if not (math.isfinite(clips[i]) and clips[i] >= 0):

@@ -88,7 +88,7 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
         [*_rule(optimizer, group, lr is None), clip_eps],
         flags,
         [float(clips.get(id(one.fused.weight), 0)) for one in updates],
-        _next_steps(updates, device) if adam else [],
+        _next_steps(updates) if adam else [],
         _number_on(device, lr),
         grad_scale,
         found_inf,
@@ -115,12 +115,9 @@ def _fitting(state, weight):
     return torch.empty_like(weight).copy_(state)
 
 
-def _next_steps(updates, device):
-    """The number of this step for each weight, a float32 number on `device`."""
-    steps = foreach_add([one.step for one in updates], 1)
-    if all(step.device == device and step.dtype == torch.float32 for step in steps):
-        return steps
-    return list(torch.stack(steps).to(device, torch.float32))  # in one copy
+def _next_steps(updates):
+    """The number of this step for each weight, on the device of torch's, which may be the CPU."""
+    return [step.float() for step in foreach_add([one.step for one in updates], 1)]
 
 
 def _number_on(device, number):

@@ -10,109 +10,37 @@ import os
 import shutil
 import subprocess
 import sys
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from grids import DTYPES
 
+from .structs import (
+    MAX_CLUSTER,
+    NO_LIMIT,
+    POINTERS,
+    STATES,
+    STRUCTS,
+    Formula,
+    Plan,
+    Record,
+    Shape,
+    Strides,
+    Work,
+    struct,
+)
+
 HERE = Path(__file__).parent
 GUARD_BYTES = 256
-NO_LIMIT = 2**63 - 1  # the max_cols of a launch table's last entry
 
-TYPES = DTYPES  # (weight, out), in the order of ws::Types
+# (weight, out), in the order of ws::Types: the last two are those of updates with float32 gradients
+TYPES = [*DTYPES, (torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
 F32, BF16 = 1, 3
+SUMS = (6, 7)
 
 
-def struct(name, *fields):
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-# csrc/standardize.h, csrc/cuda/api.h, run.h
-Shape = struct("Shape", ("rows", c_int64), ("cols", c_int64), ("run", c_int64))
-Strides = struct("Strides", ("row", c_int64), ("run", c_int64))
-Formula = struct(
-    "Formula",
-    ("eps", c_double),
-    ("scale", c_double),
-    ("correction", c_int64),
-    ("eps_mode", c_int32),
-    ("center", ctypes.c_bool),
-)
-ACCESSES = ("vector", "flat", "scalar")  # in the order of ws::Access
-FORMS = ("rows", "cluster", "split")  # in the order of ws::Form
-MAX_CLUSTER = 16  # of a chip with clusters; 1 of one without
-
-
-class Tier(ctypes.Structure):
-    _fields_ = [
-        ("name", c_char_p),
-        *((name, c_int32) for name in ("access_number", "form_number")),
-        *((name, c_int32) for name in ("team", "elements", "team_rows")),
-    ]
-
-
-class Plan(ctypes.Structure):
-    _anonymous_ = ("tier",)
-    _fields_ = [
-        ("tier", Tier),
-        *((name, c_int32) for name in ("index", "vec", "rows", "resident", "chunks")),
-        *((name, c_int64) for name in ("chunk_cols", "blocks", "weight")),
-    ]
-
-    @property
-    def access(self):
-        return ACCESSES[self.access_number]
-
-    @property
-    def form(self):
-        return FORMS[self.form_number]
-
-    @property
-    def threads(self):
-        return max(self.team, 128)
-
-    @property
-    def max_cols(self):
-        if self.form == "split":
-            return NO_LIMIT
-        return self.team * self.elements * (MAX_CLUSTER if self.form == "cluster" else 1)
-
-
-Work = struct("Work", ("types", c_int32), ("args", c_void_p))
-RECORDED = 64
-Record = struct(
-    "Record",
-    ("load_count", c_int64),
-    ("load_bytes", c_int64),
-    ("launches", c_int64),
-    ("kernels", c_void_p * RECORDED),
-    ("blocks", c_int64 * RECORDED),
-    ("clusters", c_int32 * RECORDED),
-    ("entries", c_int64),
-    ("tiers", c_int32 * RECORDED),
-)
-
-
-def arguments(name, operands, vectors):
-    """Those of a pass: its operands, results first, then its vectors."""
-    tensors = [((tensor, c_void_p), (tensor + "_strides", Strides)) for tensor in operands]
-    return struct(
-        name,
-        ("shape", Shape),
-        ("formula", Formula),
-        *(field for pair in tensors for field in pair),
-        *((vector, c_void_p) for vector in vectors),
-    )
-
-
-STRUCTS = {
-    "forward": arguments("Forward", ["out", "weight"], ["gain", "shift"]),
-    "backward": arguments(
-        "Backward", ["grad_weight", "weight", "grad"], ["grad_gain", "grad_shift", "gain"]
-    ),
-}
 SMALL, LARGE = 1024, 32764  # bytes of a kernel's parameter
 
 
@@ -209,6 +137,7 @@ class Weight:
     def __init__(self, direction, types, inputs, outputs, formula=PAPER, run=None):
         self.args = STRUCTS[direction]()
         self.types = types
+        self.in_place = []
         self.inputs, self.outputs = list(inputs), list(outputs)
         rows, cols = inputs["weight"][0].shape
         self.args.shape = Shape(rows, cols, run or cols)
@@ -247,11 +176,51 @@ class Weight:
             outputs["grad_gain"] = outputs["grad_shift"] = (TYPES[types][0], VECTOR)
         return cls("backward", types, inputs, outputs, **options)
 
+    @classmethod
+    def norms(cls, types, grad, weight, gain=None, affine=True, layouts=(DENSE, DENSE), **options):
+        inputs = {
+            "grad": (grad, layouts[0]),
+            "weight": (weight, layouts[1]),
+            "gain": (gain, VECTOR),
+        }
+        results = ("squared_norm", "grad_gain", "grad_shift")[: 3 if affine else 1]
+        outputs = {name: (TYPES[types][0], VECTOR) for name in results}
+        return cls("norms", types, inputs, outputs, **options)
+
+    @classmethod
+    def update(
+        cls,
+        types,
+        grad,
+        weight,
+        states=(),
+        gain=None,
+        new_gain=None,
+        new_shift=None,
+        rule=None,
+        layouts=(DENSE, DENSE, DENSE, DENSE),
+        **options,
+    ):
+        """Layouts: of grad, weight, out, all states. rule: Rule's fields, pointers as numbers."""
+        tensors = {"grad": (grad, layouts[0]), "weight": (weight, layouts[1])}
+        tensors |= {name: (t, layouts[3]) for name, t in zip(STATES, states, strict=False)}
+        vectors = {"gain": gain, "new_gain": new_gain, "new_shift": new_shift}
+        tensors |= {name: (vector, VECTOR) for name, vector in vectors.items()}
+        self = cls("update", types, tensors, {"out": (TYPES[types][1], layouts[2])}, **options)
+        self.in_place = [name for name in ("weight", *STATES) if name in self.guarded]
+        self.numbers = []
+        for name, value in (rule or {}).items():
+            if name in POINTERS:
+                self.numbers.append(torch.tensor([value], dtype=torch.float32))
+                value = self.numbers[-1].data_ptr()
+            setattr(self.args.rule, name, value)
+        return self
+
     def results(self):
         for name in self.inputs:
-            if name in self.guarded:
+            if name in self.guarded and name not in self.in_place:
                 self.guarded[name].assert_unchanged()
-        return {name: self.guarded[name].result() for name in self.outputs}
+        return {name: self.guarded[name].result() for name in (*self.outputs, *self.in_place)}
 
 
 class Kernels:
@@ -294,7 +263,7 @@ class Kernels:
         while not plans or plans[-1].max_cols != NO_LIMIT:
             # more rows than those for which teams are made larger
             args.shape = Shape(1000, cols, cols)
-            for name in ("weight", "out", "grad", "grad_weight"):
+            for name in ("weight", "out", "grad", "grad_weight", *STATES):
                 if hasattr(args, name + "_strides"):
                     setattr(args, name + "_strides", Strides(cols + gap, cols))
             plan = self.plan(direction, types, args, max_cluster)
@@ -321,6 +290,12 @@ class Kernels:
     def backward(self, types, *tensors, max_cluster=MAX_CLUSTER, **options):
         weight = Weight.backward(types, *tensors, **options)
         return self._single("backward", weight, max_cluster)
+
+    def norms(self, types, *tensors, max_cluster=MAX_CLUSTER, **options):
+        return self._single("norms", Weight.norms(types, *tensors, **options), max_cluster)
+
+    def update(self, types, *tensors, max_cluster=MAX_CLUSTER, **options):
+        return self._single("update", Weight.update(types, *tensors, **options), max_cluster)
 
     def _single(self, direction, weight, max_cluster):
         plan = self.plan(direction, weight.types, weight.args, max_cluster)
