@@ -26,7 +26,7 @@ def calls(monkeypatch):
 
     raw_update_many = fused_update.raw_update_many
     monkeypatch.setattr(fused_update, "raw_update_many", counted)
-    monkeypatch.setattr(fused_step, "DEVICES", ("cpu", "meta"))
+    monkeypatch.setitem(fused_step.DTYPES, "meta", (torch.float32,))
     return found
 
 
@@ -99,7 +99,7 @@ def test_grad_scaler(calls, monkeypatch):
     monkeypatch.setattr(sgd, "_device_dtype_check_for_fused", lambda *_, **__: None)
     model = layer()
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
-    torch_ws.fuse(model, optimizer)
+    handle, made = torch_ws.fuse(model, optimizer), model._standardize
 
     def step():
         optimizer.zero_grad()
@@ -111,10 +111,29 @@ def test_grad_scaler(calls, monkeypatch):
     optimizer.grad_scale, optimizer.found_inf = number(8.0), number(0.0)
     step()
     assert calls[1]["grad_scale"].device.type == calls[1]["found_inf"].device.type == "meta"
+    optimizer.zero_grad()
+    backward(model)
+    handle.refresh()  # nothing is stored: what a step without an update leaves has to be right
+    standardized = []
+    monkeypatch.setattr(model, "_standardize", lambda *a: standardized.append(a) or made(*a))
+    optimizer.step()
+    assert len(standardized) == 1
     del optimizer.state[model.weight]
     with pytest.raises(RuntimeError, match="item"):
         step()
-    assert len(calls) == 2
+    assert len(calls) == 3
+
+
+def test_dtypes(calls):
+    """One that the device has no kernel for trains as without fuse."""
+    model = layer(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters())
+    handle = torch_ws.fuse(model, optimizer)
+    assert handle.unfused == {"": "no kernel for dtype float64 on meta"}
+    backward(model)
+    assert type(model.weight.grad) is torch.Tensor
+    optimizer.step()
+    assert calls == []
 
 
 def test_a_call_a_device(calls):

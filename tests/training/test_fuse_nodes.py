@@ -45,6 +45,22 @@ def test_one_node(middle):
         assert len(set(grad_fns(model))) == 1
 
 
+# The sizes of buckets, and how many nodes three layers of 128 bytes have: one each, whatever fits,
+# and one for all
+@pytest.mark.parametrize("bucket, count", [(1, 3), (256, 2), (300, 2), (384, 1)])
+def test_buckets(bucket, count, monkeypatch):
+    monkeypatch.setattr(serve, "BUCKET", bucket)
+    model, judge = straight(), straight()
+    judge.load_state_dict(model.state_dict())
+    fused(model)
+    grad_fns(model)
+    assert len(set(grad_fns(model))) == count
+    x = x_of(model)
+    for net in (model, judge):
+        net(x).square().sum().backward()
+    assert_close_gradients(model, judge)
+
+
 def test_a_layer_that_a_pass_uses_twice(monkeypatch):
     """Two nodes a pass; the one of the second use leaves others what they take in the next pass."""
     model, judge = straight(), straight()

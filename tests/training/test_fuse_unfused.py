@@ -29,7 +29,7 @@ def test_unfused_layers_and_why():
     parameters = [p for n, p in model.named_parameters() if not n.startswith("frozen")]
     handle = torch_ws.fuse(model, torch.optim.SGD(parameters, lr=0.1))
     assert handle.unfused == {
-        "half": "no kernel for dtype bfloat16",
+        "half": "no kernel for dtype bfloat16 on cpu",
         "tied": "two layers share its weight",
         "tied_too": "two layers share its weight",
         "groups": "a transposed convolution with groups has its channels in pieces",

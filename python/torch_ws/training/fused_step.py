@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..core.load import CUDA_REASON
 from ..core.private import called_by_compiled, gather_with, hook_first
 from ..layers.cache import count_step, counts_itself, store
 from .clipping import clip_by_unit
@@ -19,8 +20,10 @@ from .fused_layer import FusedLayer
 from .fused_update import Update, by_device, scaler_of, update
 from .standardized_grad import deferred_of, value_of
 
-DEVICES = ("cpu",)
-DTYPES = (torch.float32, torch.float64)
+# The weights' dtypes that have a kernel, by device.
+DTYPES = {"cpu": (torch.float32, torch.float64)}
+if CUDA_REASON is None:
+    DTYPES["cuda"] = (torch.float32,)  # docs/design.md: float64 spills registers
 KINDS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # and no subclass, which may differ
 COMPILED = "optimizer.step must not be compiled: torch_ws.fuse is to replace a part of it"
 
@@ -142,8 +145,9 @@ def reason_of_group(optimizer, group: dict) -> str | None:
 
 def reason_of_weight(weight: torch.Tensor) -> str | None:
     """Why a step has no kernel for the weight; None: it has one."""
-    if weight.device.type not in DEVICES:
-        return f"no kernel for device {weight.device.type}"
-    if weight.dtype not in DTYPES:
-        return f"no kernel for dtype {str(weight.dtype).removeprefix('torch.')}"
+    device = weight.device.type
+    if device not in DTYPES:
+        return f"no kernel for device {device}"
+    if weight.dtype not in DTYPES[device]:
+        return f"no kernel for dtype {str(weight.dtype).removeprefix('torch.')} on {device}"
     return None

@@ -59,7 +59,10 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
         dtype = None if entry is None else entry.dtype
         out = None if entry is None else entry.result
         if out is None or storage_users(out) > 1 or out.stride() != weight.stride():
-            out = torch.empty_like(weight, dtype=dtype)
+            if found_inf is None or found_inf.is_cpu:
+                out = torch.empty_like(weight, dtype=dtype)
+            else:  # the kernel may write nothing
+                out = layer._standardize(layer._tensors(), dtype)
         grad = one.grad
         if grad.dtype not in (weight.dtype, out.dtype):
             grad = grad.to(weight.dtype)
