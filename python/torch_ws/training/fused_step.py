@@ -17,7 +17,7 @@ from ..core.private import called_by_compiled, gather_with, hook_first
 from ..layers.cache import count_step, counts_itself, store
 from .clipping import clip_by_unit
 from .fused_layer import FusedLayer
-from .fused_update import Update, by_device, scaler_of, update
+from .fused_update import Update, are_placed_alike, by_device, scaler_of, update
 from .standardized_grad import deferred_of, value_of
 
 # The weights' dtypes that have a kernel, by device.
@@ -72,7 +72,8 @@ class FusedStep:
             if fused is not None:
                 fused.reason = why or reason_of_weight(parameter)
                 grad = parameter.grad
-                if grad is not None and fused.reason is None:
+                fits = grad is not None and are_placed_alike(grad, parameter)
+                if fits and fused.reason is None:
                     waiting.append((fused, grad))
                     continue
                 if deferred_of(grad) is not None:
