@@ -193,6 +193,10 @@ def test_sharded_parameters():
         x = torch.randn(4, 3)
         torch.testing.assert_close(model(x), x @ weight.t())
         assert Local.asked == 1 and type(private.local_tensor(record.parameter)) is Local
+        other = torch.zeros(2, 3)
+        assert private.with_local_tensor(record.parameter, other) is record.parameter
+        assert private.local_tensor(record.parameter) is other
+        assert private.local_tensor(x) is x and private.with_local_tensor(x, other) is other
     finally:
         torch.distributed.destroy_process_group()
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import cases_before_gather  # noqa: F401
 import cases_data_parallel  # noqa: F401
+import cases_fuse  # noqa: F401
+import cases_fuse_changes  # noqa: F401
 import cases_sharded_weights  # noqa: F401
 import torch
 import torch.distributed as dist

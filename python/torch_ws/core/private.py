@@ -226,8 +226,20 @@ def called_by_compiled() -> bool:
     return False
 
 
-# A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.
-local_tensor = attrgetter("_local_tensor")
+def local_tensor(tensor):
+    """A DTensor's own local tensor, where to_local() gives a view of it, or a part of a graph.
+
+    Of others the tensor itself: to ask what it is would import torch.distributed.tensor.
+    """
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def with_local_tensor(tensor: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+    """The DTensor with another local tensor, which nothing public gives it; of others `local`."""
+    if not hasattr(tensor, "_local_tensor"):
+        return local
+    tensor._local_tensor = local
+    return tensor
 
 
 class ShardedParameter:
@@ -250,8 +262,7 @@ class ShardedParameter:
 
     def make_local(self, cls: type[torch.Tensor]) -> None:
         """Gives it the extensions of `cls` to the all-gather, which FSDP2 looks for only once."""
-        local = local_tensor(self.parameter).as_subclass(cls)
-        self.parameter._local_tensor = local  # type: ignore[attr-defined]  # a DTensor's
+        with_local_tensor(self.parameter, local_tensor(self.parameter).as_subclass(cls))
         self._record._init_extensions()
 
 

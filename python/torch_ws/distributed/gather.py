@@ -4,7 +4,8 @@
 may say what is gathered of it (``fsdp_pre_all_gather``, ``fsdp_post_all_gather``). A shard along
 dimension 0 holds whole output channels, so each rank standardizes its own and sends the result in
 the dtype of the computation. Autograd then sees the standardized weight as the parameter; what the
-ranks reduce is its gradient, and a hook turns each rank's part of that into the weight's.
+ranks reduce is its gradient, and a hook turns each rank's part of that into the weight's. In a
+fused model the step does that, and makes what is sent next (fused_rows.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from torch.distributed.tensor import DTensor, Shard
 
 from .._check import OUTPUT_DTYPES, Module, called, check_module, naming
 from ..core.autograd import raw_backward
-from ..core.private import after_backward, local_tensor, no_torch_function, sharded_parameters
+from ..core.private import (
+    after_backward,
+    local_tensor,
+    no_torch_function,
+    sharded_parameters,
+    storage_users,
+    with_local_tensor,
+)
 from ..core.standardize import fan_in_of, standardize
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 from ..training.provider import Provider
+from .fused_rows import FusedRows
 
 
 def standardize_before_gather(model: Module) -> Module:
@@ -36,7 +45,8 @@ def standardize_before_gather(model: Module) -> Module:
     Equivalent to standardizing after a gather in float32, with the standardized weight, in
     ``param_dtype``, gathered instead. Sharded parameters, state_dict, gradients and optimizers are
     those without it. Transposed convolutions and layers that are not sharded along dimension 0 go
-    on standardizing after the gather.
+    on standardizing after the gather. In a model that is given to [`torch_ws.fuse`][] after it,
+    the optimizer's step makes what is gathered, and nothing else is standardized.
 
     Args:
         model: has been given to ``fully_shard``, as a whole or in parts.
@@ -102,13 +112,18 @@ def _check(parameter):
 class _Rows(torch.Tensor):
     """A rank's rows of a weight, which FSDP2 gathers standardized. Results are plain tensors."""
 
+    own_users: int  # of their memory: FSDP2's tensors, all of one version
     __torch_function__ = no_torch_function
 
     def fsdp_pre_all_gather(self, mesh, outer_size, outer_stride, module, mp_policy):
         dtype = mp_policy.param_dtype or self.dtype
-        rows = self.as_subclass(torch.Tensor)
-        direct = dtype if dtype in OUTPUT_DTYPES[rows.dtype] else None
-        rows = standardize(rows, formula=module.formula, dtype=direct).to(dtype)
+        direct = dtype if dtype in OUTPUT_DTYPES[self.dtype] else None
+        fused = module._provider.fused
+        rows = None if fused is None else fused.standardized(direct)
+        if rows is None:
+            rows = self.as_subclass(torch.Tensor)
+            rows = standardize(rows, formula=module.formula, dtype=direct)
+        rows = rows.to(dtype)
         missing = -(-outer_size[0] // mesh.size()) - len(rows)  # the same number from every rank
         if missing:
             rows = torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
@@ -140,14 +155,32 @@ class _Gathering(Provider):
         self.hooks = [parameter.register_post_accumulate_grad_hook(self.reduced)]
         parameter.requires_grad_(not frozen)
         record.make_local(_Rows)
+        rows = local_tensor(parameter)
+        rows.own_users = storage_users(rows)
+        self.fused: FusedRows | None = None
         for layer in (self.layer, *(layer for layer, _ in record.shared_with)):
             if isinstance(layer._provider, _Gathering):
                 layer._provider.remove()
+                if layer._provider.parameter is parameter:
+                    self.fused = layer._provider.fused
             layer.__dict__["_provider"] = self
 
     def remove(self):
         for hook in self.hooks:
             hook.remove()
+
+    @property
+    def fused_class(self):
+        weight = self.layer.weight
+        if not isinstance(weight, DTensor):
+            raise RuntimeError(
+                "model must not be gathered while torch_ws.fuse is called: call reshard() of its "
+                "modules first"
+            )
+        return FusedRows if weight is self.parameter and self.in_place() else None
+
+    def move(self, move):
+        return move() if self.fused is None else self.fused.move(move)
 
     def take(self, layer, tensors, dtype):
         """The gathered weight, with gain and shift; `dtype` is FSDP2's mixed precision's."""
@@ -190,8 +223,12 @@ class _Gathering(Provider):
                 "reduces, or call zero_grad() before"
             )
         local = local_tensor(grad)
-        arguments = self.layer.formula.arguments(fan_in_of(parameter, 0))
-        local.copy_(raw_backward(local, local_tensor(parameter), None, 0, *arguments))
+        if self.fused is not None and self.fused.defers():
+            local = self.fused.deferred(local)
+            with_local_tensor(grad, local)
+        else:
+            arguments = self.layer.formula.arguments(fan_in_of(parameter, 0))
+            local.copy_(raw_backward(local, local_tensor(parameter), None, 0, *arguments))
         if self.aside is not None:
             local_tensor(self.aside).add_(local)
             parameter.grad, self.aside = self.aside, None

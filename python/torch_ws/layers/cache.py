@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..core.private import is_tracing, needs_reference, storage_users
+from ..core.private import is_tracing, local_tensor, needs_reference, storage_users
 
 if TYPE_CHECKING:
     from .standardized import Standardized
@@ -68,18 +68,24 @@ class Inputs:
         """Knows these tensors as they are now; False if they are others than those known before."""
         for tensor, known in zip(tensors, self.known, strict=True):
             if known is not None and known.tensor() is tensor is not None:
-                known.version = tensor._version
+                known.version = version_of(tensor)
         return self.are(layer, tensors)
 
 
+def version_of(tensor):
+    """What any write to the tensor counts up; of a DTensor, also one to its local tensor."""
+    return tensor._version + local_tensor(tensor)._version
+
+
 class _Known:
-    """One tensor at one moment."""
+    """One tensor at one moment; of a DTensor, the memory is its local tensor's."""
 
     __slots__ = ("__weakref__", "address", "storage", "stride", "tensor", "version")
 
     def __init__(self, tensor, freed):
         self.tensor = weakref.ref(tensor)
-        self.version = tensor._version
+        self.version = version_of(tensor)
+        tensor = local_tensor(tensor)
         # `tensor.data = other` leaves identity and version as they are. It is told by the address,
         # which says something only as long as the memory that was there has not been freed.
         self.address = tensor.data_ptr()
@@ -88,9 +94,11 @@ class _Known:
         _everything_known.add(self)
 
     def holds(self, tensor):
+        if version_of(tensor) != self.version:
+            return False
+        tensor = local_tensor(tensor)
         return (
-            tensor._version == self.version
-            and tensor.data_ptr() == self.address
+            tensor.data_ptr() == self.address
             and self.storage() is not None
             and tensor.stride() == self.stride
         )
@@ -157,10 +165,13 @@ class Stored:
 
 def keepable(tensors: tuple) -> bool:
     """True if a result made of `tensors` may serve a later pass, as far as this moment tells."""
-    weight = tensors[0]
+    return type(tensors[0]) is nn.Parameter and is_moment_to_keep(tensors[0])
+
+
+def is_moment_to_keep(weight: torch.Tensor) -> bool:
+    """True if a result made now is a tensor of its own, and not a part of something recorded."""
     return not (
-        type(weight) is not nn.Parameter
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or needs_reference()
         or is_tracing()
         # a captured graph would go on reading the result after the weight has changed
@@ -212,7 +223,12 @@ class EvalCache:
 
 
 def counts_versions(tensor):
-    """True if the tensor has its memory for itself, so that its version tells of every write."""
+    """True if the tensor has its memory for itself, so that its version tells of every write.
+
+    Of the memory of a shard FSDP2 has several tensors, which count together (gather.py).
+    """
+    tensor = local_tensor(tensor)
     if tensor.is_inference():
         return False
-    return storage_users(tensor) == 1 and not (tensor.is_cpu and tensor.is_shared())
+    users = getattr(tensor, "own_users", 1)
+    return storage_users(tensor) <= users and not (tensor.is_cpu and tensor.is_shared())

@@ -206,7 +206,7 @@ class Standardized(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """torch.nn's; also drops the standardized weight that was kept, unless for training too."""
-        if self._provider is None or not self._provider.keeps:
+        if self._provider is None or self._provider.fused is None:
             self.__dict__.pop("_cached", None)
         return super().train(mode)
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..core.autograd import raw_backward
 from ..core.in_place import owns_memory
-from ..core.private import references
+from ..core.private import local_tensor, references, with_local_tensor
 from ..core.update import raw_norms_many
+from ..layers.cache import version_of
 
 if TYPE_CHECKING:
     from .fused_layer import FusedLayer
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 class Deferred:
     """A gradient g = factor * J(w) g_hat, not computed yet, and in the end its `value`.
 
-    Does not keep the weight alive, whose own .grad refers to this.
+    Of a sharded weight these are the rows of one rank. Does not keep the weight alive, whose own
+    .grad refers to this.
     """
 
     __slots__ = (
@@ -76,7 +78,7 @@ class Deferred:
                 "cannot be any more (torch_ws.fuse): read it first, as by "
                 "weight.grad = weight.grad.clone()"
             )
-        return self._weight()  # type: ignore[return-value]  # not lost
+        return local_tensor(self._weight())  # not lost
 
     def is_lost(self) -> bool:
         """True if it cannot be computed any more."""
@@ -91,21 +93,21 @@ class Deferred:
                 self.value = raw_backward(self.grad, weight.detach(), self.gain, *self.arguments)
                 if self.factor is not None:
                     self.value.mul_(self.factor)
-                self._settle(weight)
+                self._settle()
         return self.value
 
     def replace(self, source: torch.Tensor) -> None:
         """Gives the gradient other values."""
-        weight = self.weight()
-        self.value = torch.empty_like(weight).copy_(source)
-        self._settle(weight)
+        self.value = torch.empty_like(self.weight()).copy_(source)
+        self._settle()
 
-    def _settle(self, weight):
+    def _settle(self):
+        """The gradient is `value` from now on."""
         self.factor = self._squared = None
-        if self.value is not None:
-            self.grad = self.value
-        if getattr(weight.grad, "deferred", None) is self:
-            weight.grad = self.value
+        weight: Any = self._weight()
+        self.grad = self.value  # type: ignore[assignment]  # there
+        if getattr(local_tensor(weight.grad), "deferred", None) is self:
+            weight.grad = with_local_tensor(weight.grad, self.value)
 
     def scale(self, factor: torch.Tensor) -> None:
         """Multiplies by one number."""
@@ -145,8 +147,8 @@ class Deferred:
         weight = self._weight()
         if weight is None:
             weight = self.weight()  # which raises
-        self.used, self.value = False, torch.zeros_like(weight)
-        self._settle(weight)
+        self.used, self.value = False, torch.zeros_like(local_tensor(weight))
+        self._settle()
 
     def norm(self) -> torch.Tensor:
         """|g|, in the weight's dtype."""
@@ -181,4 +183,4 @@ def _measure(some: Iterable[Deferred]) -> None:
 
 def _state(weight):
     """What tells whether the weight is still the same."""
-    return weight._version, weight.data_ptr()
+    return version_of(weight), local_tensor(weight).data_ptr()

@@ -12,15 +12,19 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .._check import check_float, check_module
-from ..core.private import is_compiled_function, is_traceable_wrapper_subclass
+from ..core.private import is_compiled_function, local_tensor
 from ..layers.cache import counts_versions
 from ..layers.modules import _ConvTranspose
 from ..layers.standardized import Standardized
 from .fused_layer import FusedLayer
 from .fused_step import COMPILED, KINDS, FusedStep, reason_of_group, reason_of_weight
 from .serve import Serving
-from .standardized_grad import StandardizedGrad, value_of
+from .standardized_grad import deferred_of, value_of
 
+GATHERED_AS_IT_IS = (
+    " that is not standardized before it is gathered: call "
+    "torch_ws.distributed.standardize_before_gather first, which says what it takes"
+)
 Clip = float | Mapping[str, float] | Callable[[str], "float | None"]
 
 
@@ -50,7 +54,9 @@ def fuse(
 
     Args:
         model: any module with torch_ws layers, before or after wrapping in
-            DistributedDataParallel.
+            DistributedDataParallel; or after FSDP2's ``fully_shard`` and
+            [`torch_ws.distributed.standardize_before_gather`][], where each rank steps the channels
+            that it has.
         optimizer: torch.optim's SGD, Adam or AdamW: one call a parameter group. With any other
             torch.optim.Optimizer, and for what `unfused` names, weights are standardized once a
             step.
@@ -72,8 +78,8 @@ def fuse(
             groups; a number is not positive; agc names no parameter of the model, or the optimizer
             is none of SGD, Adam and AdamW; a module of FullyShardedDataParallel (FSDP1); a
             ZeroRedundancyOptimizer.
-        RuntimeError: the model or the optimizer is fused already, grouped or held;
-            ``optimizer.step`` is compiled.
+        RuntimeError: the model or the optimizer is fused already, grouped or held; FSDP2 has the
+            weights gathered now; ``optimizer.step`` is compiled.
     """
     check_module(model)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -101,7 +107,7 @@ class Fused:
         self._removed = False
         for fused in layers:
             fused.peers, fused.serving = layers, self._serving
-            fused.layer.__dict__["_provider"] = fused
+            fused.attach()
         _optimizers.add(optimizer)
         _compute_before_steps()
 
@@ -125,8 +131,7 @@ class Fused:
         self._serving.clear()
         _optimizers.discard(self._step.optimizer)
         for fused in self._layers:
-            if fused.layer._provider is fused:
-                fused.layer.__dict__.pop("_provider")
+            fused.detach()
             fused.compute_grad()
 
     def __repr__(self):
@@ -152,7 +157,7 @@ def _compute(optimizer, args, kwargs):
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if type(parameter.grad) is StandardizedGrad:
+            if deferred_of(parameter.grad) is not None:
                 value_of(parameter.grad)
 
 
@@ -198,17 +203,20 @@ def _layers(model, optimizer):
             continue
         weight = layer._parameters.get("weight")
         provider = layer._provider
-        if isinstance(provider, FusedLayer) and weight in groups:
+        sharded = None if provider is None else provider.fused_class
+        if weight in groups and provider is not None and provider.fused is not None:
             raise RuntimeError(f"{name or 'model'} is fused already: call remove() of its handle")
-        if layer._is_provided_for():
+        if provider is not None and not (provider.idle or provider.permanent):
             raise RuntimeError("fuse must not be called inside a block of torch_ws.hold")
         if weight is None:
             unfused[name] = "its weight is computed (torch.nn.utils.parametrize)"
         elif weight not in groups:
             unfused[name] = "its weight is not in the optimizer"
-        elif is_traceable_wrapper_subclass(weight) or type(weight) is not nn.Parameter:
+        elif sharded is None and type(weight) is not nn.Parameter:
             unfused[name] = f"its weight is a {type(weight).__name__}"
-        elif provider is not None and provider.permanent:
+            if local_tensor(weight) is not weight:
+                unfused[name] += GATHERED_AS_IT_IS
+        elif sharded is None and provider is not None and provider.permanent:
             unfused[name] = f"its weight comes from a {type(provider).__name__}"
         elif isinstance(layer, _ConvTranspose) and layer.groups > 1:
             unfused[name] = "a transposed convolution with groups has its channels in pieces"
@@ -222,7 +230,7 @@ def _layers(model, optimizer):
             if not counts_versions(weight):
                 unfused[name] = "its memory is shared with other tensors or processes"
             else:
-                found[weight] = FusedLayer(name, layer, weight, reason)
+                found[weight] = (sharded or FusedLayer)(name, layer, weight, reason)
     if not found:
         reasons = "; ".join(f"{name or 'model'}: {why}" for name, why in list(unfused.items())[:3])
         raise ValueError(

@@ -29,17 +29,27 @@ class FusedLayer(Provider):
     None: it has one.
     """
 
-    idle = permanent = keeps = True
+    idle = permanent = True
 
     def __init__(self, name: str, layer: Standardized, weight: nn.Parameter, reason: str | None):
         self.name = name
         self.layer = layer
         self.weight = weight
         self.reason = reason
+        self.fused = self
         self.peers: Collection[FusedLayer] = ()  # all of the model's
         self.serving: Serving  # the model's
         self.reference = weakref.ref(self)
         self._lock = threading.Lock()
+
+    def attach(self) -> None:
+        """From now on the layer's weights are stored, and their gradients deferred."""
+        self.layer.__dict__["_provider"] = self
+
+    def detach(self) -> None:
+        """Undoes `attach`."""
+        if self.layer._provider is self:
+            self.layer.__dict__.pop("_provider")
 
     def arguments(self, weight) -> tuple:
         """The op's: (channel_dim, eps, eps_mode, correction, center, scale)."""

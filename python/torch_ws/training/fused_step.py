@@ -17,11 +17,11 @@ from ..core.private import called_by_compiled, gather_with, hook_first
 from ..layers.cache import count_step, counts_itself, store
 from .clipping import clip_by_unit
 from .fused_layer import FusedLayer
-from .fused_update import Update, by_device, scaler_of, update
+from .fused_update import Update, are_placed_alike, by_device, scaler_of, update
 from .standardized_grad import deferred_of, value_of
 
 # The weights' dtypes that have a kernel, by device.
-DTYPES = {"cpu": (torch.float32, torch.float64)}
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.float32, torch.float64)}
 if CUDA_REASON is None:
     DTYPES["cuda"] = (torch.float32,)  # docs/design.md: float64 spills registers
 KINDS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # and no subclass, which may differ
@@ -72,7 +72,8 @@ class FusedStep:
             if fused is not None:
                 fused.reason = why or reason_of_weight(parameter)
                 grad = parameter.grad
-                if grad is not None and fused.reason is None:
+                fits = grad is not None and are_placed_alike(grad, parameter)
+                if fits and fused.reason is None:
                     waiting.append((fused, grad))
                     continue
                 if deferred_of(grad) is not None:

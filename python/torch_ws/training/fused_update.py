@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..core.private import foreach_add, foreach_add_, storage_users
+from ..core.private import foreach_add, foreach_add_, local_tensor, storage_users
 from ..core.update import raw_update_many
 from .deferred import Deferred
 from .fused_layer import FusedLayer
@@ -52,9 +52,10 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
     # The first momentum is the gradient itself, which later ones have to know of.
     if found_inf is not None and (found_inf.is_cpu or any(is_first)) and found_inf.item():
         return []
-    made, outs, states, grads, channel_dims, numbers, flags = [], [], [], [], [], [], []
+    states: list[torch.Tensor] = []
+    made, outs, grads, channel_dims, numbers, flags = [], [], [], [], [], []
     for one, first in zip(updates, is_first, strict=True):
-        layer, weight = one.fused.layer, one.fused.weight
+        layer, weight = one.fused.layer, local_tensor(one.fused.weight)
         entry = layer._cached
         dtype = None if entry is None else entry.dtype
         out = None if entry is None else entry.result
@@ -66,11 +67,11 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
         grad = one.grad
         if grad.dtype not in (weight.dtype, out.dtype):
             grad = grad.to(weight.dtype)
-        one.states = [_fitting(state, weight) for state in one.states]
+        one.states = [_fitting(state, one.fused.weight) for state in one.states]
         channel_dim, *formula = one.fused.arguments(weight)
         made.append((one.fused, layer._tensors(), dtype, out))
         outs.append(out)
-        states += one.states
+        states += map(local_tensor, one.states)
         grads.append(grad)
         channel_dims.append(channel_dim)
         numbers += formula
@@ -79,7 +80,7 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
     lr = lr.detach() if isinstance(lr, torch.Tensor) and not lr.is_cpu else None
     raw_update_many(
         outs,
-        [one.fused.weight for one in updates],
+        [local_tensor(one.fused.weight) for one in updates],
         states,
         grads,
         [one.deferred and one.deferred.gain for one in updates],
@@ -109,11 +110,17 @@ def update(optimizer, group: dict, updates: list[Update], clips: dict, clip_eps:
     return made
 
 
+def are_placed_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """True if a rank has the same part of both, of DTensors; of others always."""
+    return getattr(one, "placements", None) == getattr(other, "placements", None)
+
+
 def _fitting(state, weight):
     """A state in the weight's layout: a loaded one has the checkpoint's."""
     if state is None:
         return torch.empty_like(weight)
-    if state.stride() == weight.stride() and state.dtype == weight.dtype:
+    fits = state.dtype == weight.dtype and are_placed_alike(state, weight)
+    if fits and local_tensor(state).stride() == local_tensor(weight).stride():
         return state
     return torch.empty_like(weight).copy_(state)
 

@@ -74,7 +74,7 @@ def group(model: nn.Module, bucket_mb: float | None = None) -> Group:
         )
     modules = set(model.modules())
     for layer in modules:
-        if isinstance(layer, Standardized) and layer._provider and layer._provider.keeps:
+        if isinstance(layer, Standardized) and layer._provider and layer._provider.fused:
             raise RuntimeError(
                 "model is fused (torch_ws.fuse): its steps make the standardized weights that group"
                 " would; call remove() of that handle first"

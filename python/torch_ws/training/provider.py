@@ -9,6 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from ..layers.standardized import Standardized
+    from .fused_layer import FusedLayer
 
 
 class Provider(Protocol):
@@ -23,7 +24,13 @@ class Provider(Protocol):
 
     idle: bool  # it computes nothing now: a pass or a block may take its place until that ends
     permanent: bool  # nothing may take its place: group and hold leave its layers alone
-    keeps: bool = False  # the layer stores its result while it trains, and may defer gradients
+    # What stands for the layer in a fused model, whose results are stored while it trains.
+    fused: FusedLayer | None = None
+
+    @property
+    def fused_class(self) -> type[FusedLayer] | None:
+        """That of `fused`, if the weight is sharded and the provider gathers it standardized."""
+        return None
 
     def move(self, move: Callable):
         """Calls `move`, which gives the layer's parameters other memory, and returns its result."""

@@ -20,6 +20,7 @@ from ..core.private import (
     foreach_norm,
     foreach_unscale,
     foreach_zero,
+    local_tensor,
     new_wrapper,
     no_torch_function,
     tree_map_only,
@@ -77,14 +78,19 @@ for _name in (*_PAST_THE_DISPATCHER, "data_ptr", "untyped_storage", "tolist"):
 
 
 def deferred_of(grad: torch.Tensor | None) -> Deferred | None:
-    """What stands behind a gradient that has not been computed yet; None: it is an ordinary one."""
+    """What stands behind a gradient that has not been computed yet; None: it is an ordinary one.
+
+    Of a DTensor: behind this rank's part.
+    """
+    grad = local_tensor(grad)
     if type(grad) is not StandardizedGrad or grad.deferred.value is not None:
         return None
     return grad.deferred
 
 
 def value_of(grad: torch.Tensor) -> torch.Tensor:
-    """The gradient as an ordinary tensor."""
+    """The gradient as an ordinary tensor; of a DTensor this rank's part."""
+    grad = local_tensor(grad)
     return grad.deferred.compute() if type(grad) is StandardizedGrad else grad
 
 
