@@ -150,11 +150,11 @@ def test_compiled_autograd():
     found = []
     x = torch.ones(1, requires_grad=True)
     with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
-        assert private.before_compiled_backward() and not private.in_compiled_backward()
+        assert private.wants_small_nodes() and not private.in_compiled_backward()
         x.register_post_accumulate_grad_hook(lambda x: found.append(private.in_compiled_backward()))
         x.sum().backward()
     assert found == [True]
-    assert not private.before_compiled_backward() and not private.in_compiled_backward()
+    assert not private.wants_small_nodes() and not private.in_compiled_backward()
 
 
 class Local(torch.Tensor):

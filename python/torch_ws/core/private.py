@@ -77,24 +77,22 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _compiled_autograd(flag):
-    module = sys.modules.get("torch._dynamo.compiled_autograd")
-    return module is not None and getattr(module, flag)
-
-
 def in_compiled_backward() -> bool:
     """True in a backward pass of compiled autograd, also where that runs a node's code as it is."""
-    return _compiled_autograd("in_compiled_autograd_region")
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return module is not None and module.in_compiled_autograd_region
 
 
-def before_compiled_backward() -> bool:
-    """True where backward passes will be compiled autograd's; nothing public tells of it."""
-    return _compiled_autograd("compiled_autograd_enabled")
+def wants_small_nodes() -> bool:
+    """True where a node of the graph for several parameters does harm: nothing public tells of it.
 
-
-def in_data_parallel() -> bool:
-    """True in the forward pass of a DistributedDataParallel, which a layer cannot know of."""
-    return nn.parallel.DistributedDataParallel._active_ddp_module is not None
+    In the forward pass of a DistributedDataParallel, which sends gradients while others are
+    computed; and before a backward pass of compiled autograd, whose sums have no missing gradients.
+    """
+    if nn.parallel.DistributedDataParallel._active_ddp_module is not None:
+        return True
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return module is not None and module.compiled_autograd_enabled
 
 
 def saved_tensors_hooks():

@@ -74,17 +74,19 @@ class Inputs:
 
 def version_of(tensor):
     """What any write to the tensor counts up; of a DTensor, also one to its local tensor."""
-    return tensor._version + local_tensor(tensor)._version
+    local = local_tensor(tensor)
+    return tensor._version if local is tensor else tensor._version + local._version
 
 
 class _Known:
     """One tensor at one moment; of a DTensor, the memory is its local tensor's."""
 
-    __slots__ = ("__weakref__", "address", "storage", "stride", "tensor", "version")
+    __slots__ = ("__weakref__", "address", "sharded", "storage", "stride", "tensor", "version")
 
     def __init__(self, tensor, freed):
         self.tensor = weakref.ref(tensor)
         self.version = version_of(tensor)
+        self.sharded = local_tensor(tensor) is not tensor
         tensor = local_tensor(tensor)
         # `tensor.data = other` leaves identity and version as they are. It is told by the address,
         # which says something only as long as the memory that was there has not been freed.
@@ -94,11 +96,12 @@ class _Known:
         _everything_known.add(self)
 
     def holds(self, tensor):
-        if version_of(tensor) != self.version:
-            return False
-        tensor = local_tensor(tensor)
+        version = tensor._version
+        if self.sharded:
+            version, tensor = version_of(tensor), local_tensor(tensor)
         return (
-            tensor.data_ptr() == self.address
+            version == self.version
+            and tensor.data_ptr() == self.address
             and self.storage() is not None
             and tensor.stride() == self.stride
         )

@@ -15,12 +15,11 @@ import torch
 from ..core.autograd import gradients_of
 from ..core.private import (
     accumulates,
-    before_compiled_backward,
     direct_apply,
     gradient_hooks,
     in_compiled_backward,
-    in_data_parallel,
     in_transform,
+    wants_small_nodes,
 )
 from ..core.update import raw_norms_many
 from .batch import buckets
@@ -42,10 +41,6 @@ class _Part:
         self.tensors = tensors  # (weight, gain, shift)
         self.versions = _versions(tensors)
         self.arguments: tuple = entry.arguments  # type: ignore[assignment]  # the op's
-
-    def serves(self, entry, tensors):
-        """True if the part's result may be given for these, of which `entry` is right."""
-        return entry is self.entry and self.versions == _versions(tensors)
 
     def check(self):
         if self.versions != _versions(self.tensors):
@@ -153,7 +148,10 @@ def _results(parts):
 
 
 class Serving:
-    """What is ready to be given to a fused model's layers, each of which takes its own once."""
+    """What is ready to be given to a fused model's layers, each of which takes its own once.
+
+    `entry` tells whether it is still right: steps, which renew entries, clear what is ready.
+    """
 
     def __init__(self):
         self._ready: dict[FusedLayer, tuple[_Part, torch.Tensor]] = {}
@@ -166,12 +164,11 @@ class Serving:
 
     def take(self, fused: FusedLayer, entry: Stored, tensors: tuple):
         """The layer's stored weight, as a result of a node."""
-        # which sends gradients while others are computed; which takes None for no gradient of a sum
-        if in_data_parallel() or before_compiled_backward():
+        if wants_small_nodes():
             return _results([_Part(fused, entry, tensors)])[0]
         with self._lock:
             part, result = self._ready.pop(fused, (None, None))
-            if part is None or not part.serves(entry, tensors):
+            if part is None or part.entry is not entry:
                 result = self._make(fused, entry, tensors)
             self._used[fused] = None
         return result
