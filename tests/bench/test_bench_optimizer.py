@@ -90,7 +90,7 @@ def test_check_looks_at_everything_that_is_written(result, spoil, dtype):
 def test_fused_is_the_call_of_fuse(monkeypatch):
     """The numbers that `fuse` gives the op for a model of the same weights, and the variant."""
     calls = []
-    for module in ("torch_ws.training.fused_step", "bench.optimizer.variants"):
+    for module in ("torch_ws.training.fused_update", "bench.optimizer.variants"):
         monkeypatch.setattr(f"{module}.raw_update_many", lambda *each: calls.append(each))
     given = tensors()
     layers = [torch_ws.WSConv2d(w.shape[1], w.shape[0], w.shape[2:]) for w in given.weights]
