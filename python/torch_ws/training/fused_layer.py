@@ -76,8 +76,8 @@ class FusedLayer(Provider):
     def accumulate(self, parameter: nn.Parameter, deferred: Deferred) -> StandardizedGrad | None:
         """Adds a gradient to the parameter's .grad; returns what the graph is to do that with.
 
-        That is None where nobody would notice: the graph takes a Python call a step for it, between
-        convolutions that leave no cache to Python. Tensor hooks do, and streams of a GPU.
+        That is None where nobody would notice: the graph would call the dispatcher twice for it, in
+        Python. A parameter's hooks do notice, and the streams of a GPU, which the graph orders.
         """
         if parameter.is_cpu and not any(gradient_hooks(parameter)):
             with self._lock:  # threads may run backward passes of one model

@@ -1,8 +1,8 @@
 """The autograd node of a fused model: stored weights go out, and gradients come in to be deferred.
 
-One node serves all layers that a pass is going to use, as far as the last one tells. Its backward
-runs when the last of their gradients is there, and does for all layers in a row what between
-convolutions, which leave Python no cache, would take several times as long (docs/design.md).
+When a pass begins, a few nodes are made for all layers that it is going to use, as far as the last
+one tells. A node's backward runs when the last of its gradients is there, and does for many layers
+in a row what between convolutions, which leave Python no cache, would take several times as long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Part:
-    """One layer's part in a node. Keeps no layer, by which the node would keep itself alive."""
+    """One layer's part in a node. It keeps no layer alive, which may keep the node's result."""
 
     __slots__ = ("arguments", "entry", "fused", "tensors", "versions")
 
@@ -150,7 +150,8 @@ def _results(parts):
 class Serving:
     """What is ready to be given to a fused model's layers, each of which takes its own once.
 
-    `entry` tells whether it is still right: steps, which renew entries, clear what is ready.
+    It is right as long as it was made of what is stored of the layer: steps, which renew that,
+    clear what is ready.
     """
 
     def __init__(self):
@@ -168,7 +169,7 @@ class Serving:
             return _results([_Part(fused, entry, tensors)])[0]
         with self._lock:
             part, result = self._ready.pop(fused, (None, None))
-            if part is None or part.entry is not entry:
+            if part is None or part.entry is not entry:  # or what is stored has been made anew
                 result = self._make(fused, entry, tensors)
             self._used[fused] = None
         return result
