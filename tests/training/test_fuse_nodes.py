@@ -61,6 +61,24 @@ def test_buckets(bucket, count, monkeypatch):
     assert_close_gradients(model, judge)
 
 
+def test_gradients_of_a_bucket_do_not_wait_for_the_pass(monkeypatch):
+    """Or they would all be in memory at once, beside those of earlier passes."""
+    monkeypatch.setattr(serve, "BUCKET", 256)
+    model = straight()
+    optimizer, _ = fused(model)
+    seen = []
+
+    def look(grad):
+        seen.append([layer.weight.grad is not None for layer in model])
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        middle = model[1](model[0](x_of(model)))
+        middle.register_hook(look)
+        model[2](middle).square().sum().backward()
+    assert seen == [[False, False, True]] * 3
+
+
 def test_a_layer_that_a_pass_uses_twice(monkeypatch):
     """Two nodes a pass; the one of the second use leaves others what they take in the next pass."""
     model, judge = straight(), straight()

@@ -1,8 +1,9 @@
 """The autograd node of a fused model: stored weights go out, and gradients come in to be deferred.
 
-When a pass begins, a few nodes are made for all layers that it is going to use, as far as the last
-one tells. A node's backward runs when the last of its gradients is there, and does for many layers
-in a row what between convolutions, which leave Python no cache, would take several times as long.
+A node serves several layers that a pass uses after each other, as far as the last pass tells. Its
+backward runs when the last of its gradients is there, and does for all of them in a row what
+between convolutions, which leave Python no cache, would take several times as long. It is made when
+the first of its layers asks, and not before: autograd runs the latest node that is ready.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ class Serving:
 
     def __init__(self):
         self._ready: dict[FusedLayer, tuple[_Part, torch.Tensor]] = {}
-        self._used: dict[FusedLayer, None] = {}  # since a node for many was made, first use first
+        self._used: dict[FusedLayer, None] = {}  # in this pass, first use first
+        self._bucket_of: dict[FusedLayer, list[FusedLayer]] = {}  # by what the last pass used
         self._lock = threading.RLock()  # a dispatch mode may call a layer within
 
     def clear(self) -> None:
@@ -175,28 +177,28 @@ class Serving:
         return result
 
     def _make(self, fused, entry, tensors):
-        own, others = _Part(fused, entry, tensors), []
-        if fused in self._used:  # a layer a second time: a new pass
-            others = self._parts(fused, entry, tensors[0].device)
-            self._used = {}
-        # Hooks are called when the gradient is there.
-        nodes = [[own], others] if any(gradient_hooks(tensors[0])) else [[own, *others]]
-        for parts in filter(None, nodes):
-            for bucket in buckets([part.tensors[0] for part in parts], BUCKET):
-                results = _results(parts[bucket])
-                for part, result in zip(parts[bucket], results, strict=True):
-                    self._ready[part.fused()] = part, result
-        return self._ready.pop(fused)[1]
+        if fused in self._used:  # a second time: a new pass
+            used, self._used = list(self._used), {}
+            for bucket in buckets([one.weight for one in used], BUCKET):
+                self._bucket_of.update(dict.fromkeys(used[bucket], used[bucket]))
+        parts = [_Part(fused, entry, tensors)]
+        if not any(gradient_hooks(tensors[0])):  # they are called when the gradient is there
+            parts += self._others(fused, entry, tensors[0].device)
+        result, *others = _results(parts)
+        for part, other in zip(parts[1:], others, strict=True):
+            self._ready[part.fused()] = part, other
+        return result
 
-    def _parts(self, first, entry, device):
-        """Of the layers that were used, those whose stored weight is right as it is."""
+    def _others(self, first, entry, device):
+        """Those of the same bucket that are to come, and whose stored weight is right as it is."""
         parts = []
-        for fused in self._used:
+        for fused in self._bucket_of.get(first, ()):
             layer = fused.layer
             tensors, own = layer._tensors(), layer._cached
             weight = tensors[0]
             if (
                 fused is not first
+                and fused not in self._used
                 and layer._provider is fused
                 and layer.eval_cache
                 and own is not None
