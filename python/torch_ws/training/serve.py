@@ -156,7 +156,7 @@ class Serving:
     """
 
     def __init__(self):
-        self._ready: dict[FusedLayer, tuple[_Part, torch.Tensor]] = {}
+        self._ready: dict[FusedLayer | None, tuple[_Part, torch.Tensor]] = {}
         self._used: dict[FusedLayer, None] = {}  # in this pass, first use first
         self._bucket_of: dict[FusedLayer, list[FusedLayer]] = {}  # by what the last pass used
         self._lock = threading.RLock()  # a dispatch mode may call a layer within
