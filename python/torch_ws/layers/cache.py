@@ -135,7 +135,7 @@ register_optimizer_step_post_hook(_count_step)
 class Stored:
     """A layer's standardized weight, what it was made from, and its dtype (None: the weight's).
 
-    arguments: the op's that it was made with, for the node of a fused layer (fused_layer.py).
+    arguments: the op's that it was made with, for the node of a fused layer (training/serve.py).
     """
 
     __slots__ = ("arguments", "dtype", "inputs", "result", "version")
