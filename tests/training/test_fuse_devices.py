@@ -136,6 +136,13 @@ def test_dtypes(calls):
     assert calls == []
 
 
+def test_a_node_a_device(calls):
+    model = nn.Sequential(layer("cpu"), layer("cpu"), layer())
+    torch_ws.fuse(model, torch.optim.AdamW(model.parameters()))
+    for count in (3, 2):  # the first pass tells the second what it is going to use
+        assert len({one.standardized_weight().grad_fn for one in model}) == count
+
+
 def test_a_call_a_device(calls):
     """A group's weights on two devices, in the order of the group, and each layer's next weight."""
     model = nn.Sequential(layer("cpu"), nn.Identity(), layer())

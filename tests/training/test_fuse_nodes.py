@@ -141,6 +141,34 @@ def test_a_layer_apart(change, count):
     assert_close_gradients(model, judge)
 
 
+def another_formula(model):
+    model[1].formula = "nfnet"
+
+
+# What changes a layer after the node for all was made, and how many layers each node has: its own
+# also has the one that is to come, unless it standardizes for itself
+@pytest.mark.parametrize(
+    "change, nodes",
+    [(written, [3, 2]), (another, [3, 2]), (another_formula, [3, 2]), (uncached, [3])],
+)
+def test_a_change_within_a_pass(change, nodes, monkeypatch):
+    """What was ready for the layer is not given to it any more."""
+    model, judge = straight(), straight()
+    judge.load_state_dict(model.state_dict())
+    fused(model)
+    grad_fns(model)
+    made = []
+    monkeypatch.setattr(serve, "serve", lambda *a: made.append(len(a[0])) or direct(*a))
+    x = x_of(model)
+    for net in (model, judge):
+        out = net[0](x)
+        change(net)
+        out = net[2](net[1](out))
+        out.square().sum().backward()
+    assert made == nodes
+    assert_close_gradients(model, judge)
+
+
 def test_data_parallel_passes_have_a_node_a_layer(monkeypatch):
     """So that their gradients can be sent while others are computed."""
     model = straight()

@@ -199,8 +199,6 @@ class Serving:
             if (
                 fused is not first
                 and fused not in self._used
-                and layer._provider is fused
-                and layer.eval_cache
                 and own is not None
                 and own.arguments is not None
                 and weight.requires_grad
