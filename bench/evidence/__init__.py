@@ -1,0 +1,1 @@
+"""``python -m bench evidence``: what weight standardization does to training, on real images."""
