@@ -4,7 +4,8 @@
 #
 #   make test                            the fast tests; make test-all: all of them
 #   make test TORCH=torch==2.10.0        another PyTorch
-#   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmark
+#   make evidence                        experiments in training, on images that are here (docs/evidence.md)
+#   make test ARGS="-k forward -x"       arguments for pytest; likewise for the benchmarks
 #
 # make gpu is for a machine with an NVIDIA GPU: it builds, tests, checks and measures with the python3,
 # PyTorch and nvcc that are there, and fetches nothing (docs/gpu.md).
@@ -34,7 +35,7 @@ NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 # A file's tests run in one of the processes, so that what they share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: build test test-all bench gpu gpu-libs asan docs format check clean
+.PHONY: build test test-all bench evidence gpu gpu-libs asan docs format check clean
 build: $(VENV)/built
 
 $(VENV)/installed: pyproject.toml
@@ -54,6 +55,9 @@ test-all: build
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)
+
+evidence: build
+	$(BIN)/python -m bench evidence $(ARGS)
 
 gpu:
 	$(PYTHON) -m gpu --out $(OUT) $(ARGS)

@@ -10,6 +10,7 @@ COMMANDS = {
     "standardize": "weights",
     "step": "step",
     "optimizer": "optimizer",
+    "evidence": "evidence",
 }  # the first is the default
 
 

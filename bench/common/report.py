@@ -22,10 +22,12 @@ def print_head(found: dict) -> None:
         "date": found["date"],
         "command": found["command"],
         "load": f"{found['load']:.1f} running processes in the minute before",
-        "method": f"interleaved rounds, medians and their ratios, {settings['seconds']:g} s a row",
     }
-    if settings["keeps_freed_memory"]:
-        lines["method"] += "; freed memory is kept, so no time goes into fresh pages"
+    if "seconds" in settings:  # of a command that measures times
+        seconds = f"{settings['seconds']:g} s a row"
+        lines["method"] = f"interleaved rounds, medians and their ratios, {seconds}"
+        if settings["keeps_freed_memory"]:
+            lines["method"] += "; freed memory is kept, so no time goes into fresh pages"
     if "gpu" in machine:
         lines["gpu"] = f"{machine['gpu']}, L2 {machine['gpu_l2_bytes'] / 2**20:.0f} MiB"
     for name, text in lines.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -29,19 +30,17 @@ class Run:
         """`settings`: the command's own, for its record."""
         torch.set_num_threads(args.threads)
         self.args = args
-        self.head = {
-            "schema": 1,
-            "complete": False,
-            "command": shlex.join(["python", "-m", "bench", *argv]),
-            **machine.describe(args.device),
-            "settings": {
+        self.head = make_head(
+            argv,
+            args.device,
+            {
                 "device": args.device,
                 **settings,
                 "seconds": args.seconds,
                 "threads": args.threads,
                 "keeps_freed_memory": args.device == "cpu" and machine.keep_freed_memory(),
             },
-        }
+        )
         report.print_head(self.head)
 
     def rows(
@@ -70,25 +69,49 @@ class Run:
 
     def finish(self, save_plot: Callable[[str, str], None], wrong: list[str]) -> None:
         """`save_plot` gets the path of --plot and a caption; `wrong` makes the run an error."""
-        if self.head["load"] > BUSY:
-            print()
-            print_text("Other processes were running (load above): do not quote this.")
+        say_if_busy(self.head)
         if self.args.plot:
-            facts = self.head["machine"]
-            caption = (
-                f"{facts.get('gpu', facts['cpu'])}, threads: {facts['threads']}, {facts['isa']}, "
-                f"torch {torch.__version__}, {self.head['date'][:10]}"
-            )
-            save_plot(self.args.plot, caption)
+            save_plot(self.args.plot, caption(self.head))
         if wrong:  # once, where several rows have one check
             lines = dict.fromkeys(wrong)
             sys.exit("\n".join(f"python -m bench: error: {line}" for line in lines))
 
 
-def write(path: str, found: dict) -> None:
-    """At once: whoever reads the file finds all of it, or what was there before."""
+def make_head(argv: list[str], device: str, settings: dict) -> dict:
+    """How every record begins: the command and what it ran on."""
+    return {
+        "schema": 1,
+        "complete": False,
+        "command": shlex.join(["python", "-m", "bench", *argv]),
+        **machine.describe(device),
+        "settings": settings,
+    }
+
+
+def say_if_busy(head: dict) -> None:
+    if head["load"] > BUSY:
+        print()
+        print_text("Other processes were running (load above): do not quote this.")
+
+
+def caption(head: dict) -> str:
+    """Of a picture: what it was measured on."""
+    facts = head["machine"]
+    return (
+        f"{facts.get('gpu', facts['cpu'])}, threads: {facts['threads']}, {facts['isa']}, "
+        f"torch {torch.__version__}, {head['date'][:10]}"
+    )
+
+
+def write(path: str | os.PathLike, found: dict) -> None:
+    """At once: whoever reads the file finds all of it, or what was there before.
+
+    A list of numbers has one line.
+    """
+    text = json.dumps(found, indent=1)
+    text = re.sub(r"\[[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     with open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+        file.write(text + "\n")
     os.replace(file.name, path)
 
 

@@ -14,6 +14,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -57,11 +58,23 @@ class Data:
     test: Split
     hashes: dict[str, str]  # sha256 of each part's bytes
     warnings: list[str] = field(default_factory=list)
+    mirrored: bool = True  # whether mirror images are of the same class
     classes: int = CLASSES
 
     @property
     def side(self) -> int:
         return self.train.images.shape[1]
+
+    @cached_property
+    def shift_and_scale(self) -> tuple[float, float]:
+        """Mean and reciprocal standard deviation of the first training images' pixels."""
+        pixels = self.train.images[:10_000].double()
+        return pixels.mean().item(), 1 / max(pixels.std().item(), 1.0)
+
+    def normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) of bytes to (B, 1, H, W) of mean 0 and variance 1, float32."""
+        shift, scale = self.shift_and_scale
+        return (images[:, None] - shift) * scale
 
 
 def get(given: str | None) -> Data:
@@ -116,7 +129,7 @@ def load_digits() -> Data:
     labels = torch.from_numpy(found.target)[order].long()
     hashes = {"images": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     train, test = Split(images[:1500], labels[:1500]), Split(images[1500:], labels[1500:])
-    return Data("scikit-learn's digits", train, test, hashes)
+    return Data("scikit-learn's digits", train, test, hashes, mirrored=False)
 
 
 def _file(folder: Path, name: str) -> Path | None:

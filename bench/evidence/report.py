@@ -1,0 +1,78 @@
+"""What ``python -m bench evidence`` found, as tables for people; from what is recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..common.tables import Table
+from ..common.terminal import print_table, print_text
+
+MANY = 4  # rows, from which on their common words become a table's title
+TITLES = {
+    "convergence": "faster convergence",
+    "landscape": "a smoother landscape",
+    "learning-rate": "less sensitive to the learning rate",
+    "micro-batch": "micro-batches",
+    "initialization": "less sensitive to initialization; without normalization",
+    "similarity": "weight similarity knows networks of one task",
+    "long": "six times as many steps",
+}
+
+
+def print_comparisons(found: dict) -> None:
+    """A table a panel, and how many verdicts there are of each kind."""
+    comparisons = found["comparisons"]
+    seeds = found["settings"]["seeds"]
+    for panel, title in TITLES.items():
+        rows = [c for c in comparisons if c["panel"] == panel]
+        if rows:
+            _print_panel(f"{title}; {seeds} seed{'s' if seeds > 1 else ''}", rows)
+    counts = Counter(c["verdict"] for c in comparisons)
+    print()
+    print_text(", ".join(f"{verdict}: {count}" for verdict, count in counts.most_common()) + ".")
+    print_text("Intervals are not corrected for the number of comparisons.")
+
+
+def _print_panel(title, rows):
+    """One table, but of their own those of which there are many measures."""
+    whats = Counter(row["what"] for row in rows)
+    many = {what for what, count in whats.items() if count >= MANY}
+    parts = {what: [row for row in rows if row["what"] == what] for what in many}
+    parts = {f"{title}; {what}": parts[what] for what in whats if what in many}
+    parts[title] = [row for row in rows if row["what"] not in many]
+    for title, part in parts.items():
+        if part:
+            table = Table(title)
+            table.add_columns("comparison", wraps=True)
+            headers = ("without", "with", "difference\nor ratio", "95 %\ninterval")
+            table.add_columns(*headers, right=True)
+            table.add_columns("verdict")
+            for row in part:
+                what = "" if row["what"] in many else f"{row['what']}: "
+                table.add_row(what + row["measure"], *cells(row))
+            print_table(table)
+
+
+def cells(row: dict) -> tuple[str, str, str, str, str]:
+    """A comparison's numbers and its verdict; ratios end in x."""
+    if row["difference"] is None:
+        return ("-",) * 4 + (row["verdict"],)
+    write = _ratio if row["is_ratio"] else _difference
+    unit = f" {row['unit']}" if row["unit"] else ""
+    interval = "-" if row["low"] is None else f"{write(row, 'low')} to {write(row, 'high')}"
+    sides = [f"{_number(row, row[side])}{unit}" for side in ("without", "with")]
+    return (*sides, write(row, "difference"), interval, row["verdict"])
+
+
+def _number(row, value):
+    if row["unit"] == "%":
+        return f"{value:.1f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _difference(row, name):
+    return f"{'+' if row[name] >= 0 else '-'}{_number(row, abs(row[name]))}"
+
+
+def _ratio(row, name):
+    return f"{row[name]:.2f}x"
