@@ -1,8 +1,8 @@
 """The networks of the experiments: ResNet-8 for the panels, a chain without branches.
 
-Convolutions and head begin as He's normal (arXiv:1502.01852), drawn in one order, so that networks
-of a seed have the same weights whatever normalizes them. With a formula all convolutions are
-standardized, the head is not.
+Convolutions and head begin as He's normal (arXiv:1502.01852), drawn by a generator of the seed in
+one order, so that networks of a seed have the same weights whatever normalizes them. With a formula
+all convolutions are standardized, the head is not.
 """
 
 from __future__ import annotations
@@ -129,15 +129,16 @@ def _head(inputs: int, classes: int) -> list[nn.Module]:
 
 
 def make(setting: Setting, side: int, classes: int, make_network=make_resnet) -> nn.Sequential:
-    """As the setting says, from torch's global random state."""
+    """As the setting says, on images (B, 1, side, side)."""
 
     def norm(channels: int) -> nn.Module:
         return NORMS[setting.norm](channels, setting.micro_batch)
 
     model = make_network(norm, side, classes)
+    generator = torch.Generator().manual_seed(setting.seed)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            _initialize(module, setting)
+            _initialize(module, setting.initial, generator)
     head = str(len(model) - 1)
     if setting.formula:
         formula = torch_ws.formulas[setting.formula]
@@ -152,10 +153,10 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
 
 
 @torch.no_grad()
-def _initialize(module: nn.Conv2d | nn.Linear, setting: Setting) -> None:
-    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+def _initialize(module: nn.Conv2d | nn.Linear, initial: str, generator: torch.Generator) -> None:
+    nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
     if module.bias is not None:
         module.bias.zero_()
     if isinstance(module, nn.Conv2d):
         fan_in = module.weight[0].numel()
-        module.weight.copy_(INITIAL[setting.initial](module.weight, (2 / fan_in) ** 0.5))
+        module.weight.copy_(INITIAL[initial](module.weight, (2 / fan_in) ** 0.5))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 
-import torch
-
 from .data import Data
 from .landscape import Probes
 from .networks import make
@@ -36,7 +34,6 @@ def _similarity(setting, data):
 
 
 def _run(setting, data):
-    torch.manual_seed(setting.seed)
     model = make(setting, data.side, data.classes)
     probes = Probes(data, setting) if setting.measures == "landscape" else None
     curve = train(model, setting, make_batches(data, setting), probes)

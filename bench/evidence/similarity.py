@@ -30,7 +30,7 @@ def compare(setting: Setting, data: Data) -> tuple[dict, list[float]]:
     network, curve = _trained(setting, data, data.classes, batches(data, setting))
     same_task, _ = _trained(other, data, data.classes, batches(data, other))
     other_task, _ = _trained(other, data, TURNS, _turned(batches(data, other), other))
-    untrained = _make(other, data, data.classes)
+    untrained = make(other, data.side, data.classes, make_chain)
     layers = [name for name, m in network.named_modules() if m in convolutions(network)]
     compared = {"same_task": same_task, "other_task": other_task, "untrained": untrained}
     similarity = {
@@ -39,15 +39,10 @@ def compare(setting: Setting, data: Data) -> tuple[dict, list[float]]:
     return similarity, curve
 
 
-def _make(setting: Setting, data: Data, classes: int) -> nn.Sequential:
-    torch.manual_seed(setting.seed)
-    return make(setting, data.side, classes, make_chain)
-
-
 def _trained(
     setting: Setting, data: Data, classes: int, batches: Iterator[Labelled]
 ) -> tuple[nn.Sequential, list[float]]:
-    model = _make(setting, data, classes)
+    model = make(setting, data.side, classes, make_chain)
     return model, train(model, setting, batches)
 
 

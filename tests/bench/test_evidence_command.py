@@ -1,0 +1,165 @@
+"""``python -m bench evidence``: its command line, its record, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmark import ROOT
+from idx_files import random_parts, write_parts
+
+from bench.__main__ import main
+from bench.evidence import plot, report
+from bench.evidence.journal import FILE
+from bench.evidence.panels import LONG, PANELS, comparisons, settings
+
+ARGUMENTS = "--steps 3 --seeds 2 --long"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("images"), random_parts())
+
+
+def program(images, out, arguments):
+    command = [sys.executable, "-m", "bench", "evidence", "--data", str(images), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *arguments.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(images, out, arguments):
+    process = program(images, out, arguments)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stderr == ""
+    return stdout, json.loads((out / "evidence.json").read_text())
+
+
+# --- what is refused before anything is done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--seeds 0", "argument --seeds: invalid count value: '0'"),
+        ("--steps 0", "argument --steps: invalid count value: '0'"),
+        ("--workers 0", "argument --workers: invalid count value: '0'"),
+        ("--only speed", "argument --only: invalid choice: 'speed'"),
+        ("--out README.md", "argument --out: README.md cannot be written"),
+        ("--data nowhere", "Fashion-MNIST not found in nowhere. On Debian and Ubuntu: apt-get"),
+        ("--data {images} --out {out} --resume", "--resume: there is no {out}/runs.jsonl"),
+    ],
+)
+def test_refuses(arguments, message, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {"images": images, "out": tmp_path / "out"}
+    with pytest.raises(SystemExit) as status:
+        main(["evidence", *arguments.format(**names).split()])
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert message.format(**names) in error
+    assert not (tmp_path / "out").exists()
+
+
+# --- all of it, on random images
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return (out, *finished(images, out, ARGUMENTS))
+
+
+@pytest.mark.slow
+def test_every_panel_is_run_recorded_printed_and_drawn(whole):
+    out, printed, found = whole
+    planned = comparisons(PANELS, 3)
+    assert [(c["panel"], c["what"], c["measure"]) for c in found["comparisons"]] == [
+        (c.panel, c.what, c.measure.title) for c in planned
+    ]
+    keys = {json.dumps(run["setting"], sort_keys=True) for run in found["runs"]}
+    assert keys == {setting.key for setting in settings(planned, 2)}
+    assert len(found["runs"]) == len(keys)
+    for comparison in found["comparisons"]:
+        assert len(comparison["values_with"]) == len(comparison["values_without"]) == 2
+        assert comparison["verdict"] in ("shows", "does not show", "against", "not finite")
+    assert found["complete"] and len(found["data"]["warnings"]) == 4
+    assert printed.count("Warning: ") == 4
+    assert all(title in " ".join(printed.split()) for title in report.TITLES.values())
+    assert (out / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    assert set(plot.DRAWINGS) == set(report.TITLES) == set(PANELS)
+
+
+def without_times(found):
+    runs = [{k: v for k, v in run.items() if k != "seconds"} for run in found["runs"]]
+    return {"comparisons": found["comparisons"], "runs": runs}
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_again(whole, images, tmp_path):
+    """With another number of processes, too; and those of the killed one end."""
+    process = program(images, tmp_path, f"{ARGUMENTS} --workers 2")
+    journal = tmp_path / FILE
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lines = journal.read_bytes().splitlines()
+    _, found = finished(images, tmp_path, f"{ARGUMENTS} --workers 1 --resume")
+    assert journal.read_bytes().splitlines()[: len(lines)] == lines
+    assert without_times(found) == without_times(whole[2])
+    deadline = time.monotonic() + 60
+    while any_of_session(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def any_of_session(session):
+    """Whether a process of a session still runs; its leader was its number."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                os.getsid(int(path.name)) == session
+                and "State:\tZ" not in (path / "status").read_text()
+            ):
+                return True
+        except (OSError, ProcessLookupError):
+            continue
+    return False
+
+
+@pytest.mark.slow
+def test_stopped_by_the_user_says_how_to_go_on(images, tmp_path):
+    process = program(images, tmp_path, "--steps 60 --seeds 2 --only learning-rate")
+    journal = tmp_path / FILE
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as ^C in a terminal does
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    count = len(journal.read_bytes().splitlines()) - 1
+    assert stderr == f"\nstopped; {journal} has {count} runs: --resume goes on\n"
+
+
+@pytest.mark.slow
+def test_more_seeds_take_up_the_runs_of_fewer(images, tmp_path):
+    arguments = "--steps 3 --only convergence --workers 1"
+    finished(images, tmp_path, f"{arguments} --seeds 1")
+    printed, found = finished(images, tmp_path, f"{arguments} --seeds 2 --resume")
+    assert "2 runs in" in printed  # of 4; GN and GN+WS
+    assert [c["verdict"] for c in found["comparisons"]] != ["one seed"] * 2
+    again, _ = finished(images, tmp_path, f"{arguments} --seeds 2 --resume")
+    assert "runs in" not in again
+    assert LONG not in again
