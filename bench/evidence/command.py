@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
     report.print_comparisons(found)
     say_if_busy(head)
     plot.save(args.out / "evidence.png", found, caption(head))
-    print_text(f"{args.out}: evidence.json, evidence.png")
+    (args.out / "evidence.md").write_text(report.as_markdown(found), encoding="utf-8")
+    print_text(f"In {args.out}: evidence.json, evidence.md, evidence.png, and {journal.path.name}.")
 
 
 def _settings(args: argparse.Namespace) -> dict:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from ..common.tables import Table
 from ..common.terminal import print_table, print_text
+from .verdict import SHOWS
 
 MANY = 4  # rows, from which on their common words become a table's title
 TITLES = {
@@ -51,6 +52,24 @@ def _print_panel(title, rows):
                 what = "" if row["what"] in many else f"{row['what']}: "
                 table.add_row(what + row["measure"], *cells(row))
             print_table(table)
+
+
+def as_markdown(found: dict) -> str:
+    """One table of all comparisons, for a page."""
+    lines = ["| | without | with | difference or ratio, 95 % | verdict |", "|---|---|---|---|---|"]
+    for panel, title in TITLES.items():
+        rows = [c for c in found["comparisons"] if c["panel"] == panel]
+        if rows:
+            lines.append(f"| **{title}** | | | | |")
+            lines += map(markdown_row, rows)
+    return "\n".join(lines) + "\n"
+
+
+def markdown_row(row: dict) -> str:
+    without, with_, difference, interval, verdict = cells(row)
+    change = difference if interval == "-" else f"{difference} [{interval.replace(' to ', ', ')}]"
+    verdict = verdict if verdict == SHOWS else f"**{verdict}**"
+    return f"| {row['what']}: {row['measure']} | {without} | {with_} | {change} | {verdict} |"
 
 
 def cells(row: dict) -> tuple[str, str, str, str, str]:

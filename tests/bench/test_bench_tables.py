@@ -13,6 +13,7 @@ from bench.common.interval import Interval
 from bench.common.report import print_head
 from bench.common.tables import Table
 from bench.common.timing import Timing
+from bench.evidence.report import print_comparisons
 from bench.optimizer import report as optimizer_report
 from bench.optimizer.checks import Check as OptimizerCheck
 from bench.step import report as step_report
@@ -174,7 +175,12 @@ def print_optimizer(found):
     optimizer_report.print_variants(rows, [Variant(name, v["runs"]) for name, v in updates])
 
 
-PRINTERS = {"variants": print_step, "updates": print_optimizer, "providers": print_weights}
+PRINTERS = {
+    "variants": print_step,
+    "updates": print_optimizer,
+    "providers": print_weights,
+    "comparisons": print_comparisons,
+}
 
 
 def printed(path, columns, monkeypatch, capsys):

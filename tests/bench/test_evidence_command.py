@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from benchmark import ROOT
 from idx_files import random_parts, write_parts
 
 from bench.__main__ import main
-from bench.evidence import plot, report
+from bench.evidence import command, plot, report
+from bench.evidence.data import load
 from bench.evidence.journal import FILE
-from bench.evidence.panels import LONG, PANELS, comparisons, settings
+from bench.evidence.panels import PANELS, comparisons, settings
+from bench.evidence.run import run
 
 ARGUMENTS = "--steps 3 --seeds 2 --long"
 
@@ -69,6 +72,55 @@ def test_refuses(arguments, message, images, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert message.format(**names) in error
     assert not (tmp_path / "out").exists()
+
+
+# --- one panel, in this process
+
+
+@pytest.fixture
+def in_this_process(images, monkeypatch):
+    """Which settings were run by the last command."""
+    data, made = load(images), []
+
+    def run_all(wanted, given, workers):
+        made[:] = wanted
+        return ((setting, run(setting, data)) for setting in wanted)
+
+    monkeypatch.setattr(command, "run_all", run_all)
+    return made
+
+
+def test_more_seeds_take_up_the_runs_of_fewer(in_this_process, images, tmp_path, capsys):
+    arguments = f"evidence --data {images} --out {tmp_path} --steps 2 --only initialization"
+
+    def found_with(more):
+        main(f"{arguments} {more}".split())
+        return json.loads((tmp_path / "evidence.json").read_text())
+
+    one = found_with("--seeds 1")
+    assert {setting.seed for setting in in_this_process} == {0} and len(in_this_process) == 12
+    assert {c["verdict"] for c in one["comparisons"]} == {"one seed"}
+    assert "\none seed: 9.\n" in capsys.readouterr().out
+    two = found_with("--seeds 2 --resume")
+    assert {setting.seed for setting in in_this_process} == {1} and len(in_this_process) == 12
+    assert "12 runs in" in capsys.readouterr().out
+    for a, b in zip(one["comparisons"], two["comparisons"], strict=True):
+        assert b["values_with"][0] == a["values_with"][0] and len(b["values_with"]) == 2
+    in_this_process.clear()
+    again = found_with("--seeds 2 --resume")
+    assert in_this_process == [] and "runs in" not in capsys.readouterr().out
+    assert again["comparisons"] == two["comparisons"]
+
+
+def test_progress(in_this_process, images, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(command, "show_progress", lambda text="": shown.append(text))
+    arguments = "--steps 1 --seeds 1 --only initialization"
+    main(f"evidence --data {images} --out {tmp_path} {arguments}".split())
+    assert shown[0] == f"[{20 * '-'}] 0 of 12 runs  "
+    assert re.fullmatch(r"\[#{10}-{10}\] 6 of 12 runs, 0:0\d left  \S.*, seed 0", shown[6])
+    assert shown[12].startswith(f"[{20 * '#'}] 12 of 12 runs, 0:00 left  ")
+    assert shown[13] == ""
 
 
 # --- all of it, on random images
@@ -151,15 +203,3 @@ def test_stopped_by_the_user_says_how_to_go_on(images, tmp_path):
     assert process.returncode == 1
     count = len(journal.read_bytes().splitlines()) - 1
     assert stderr == f"\nstopped; {journal} has {count} runs: --resume goes on\n"
-
-
-@pytest.mark.slow
-def test_more_seeds_take_up_the_runs_of_fewer(images, tmp_path):
-    arguments = "--steps 3 --only convergence --workers 1"
-    finished(images, tmp_path, f"{arguments} --seeds 1")
-    printed, found = finished(images, tmp_path, f"{arguments} --seeds 2 --resume")
-    assert "2 runs in" in printed  # of 4; GN and GN+WS
-    assert [c["verdict"] for c in found["comparisons"]] != ["one seed"] * 2
-    again, _ = finished(images, tmp_path, f"{arguments} --seeds 2 --resume")
-    assert "runs in" not in again
-    assert LONG not in again
