@@ -29,6 +29,7 @@ from .layers.standardized import Standardized, eval_cache
 from .models.adopt import adopt
 from .models.convert import convert
 from .models.fold import fold
+from .similarity import weight_similarity
 from .training.fuse import fuse
 from .training.group import group
 from .training.hold import hold
@@ -65,6 +66,7 @@ __all__ = [
     "reference",
     "standardize",
     "standardize_many",
+    "weight_similarity",
 ]
 
 # Pickles of whole models name a class by its module: in the first releases, by these.

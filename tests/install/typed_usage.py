@@ -19,6 +19,7 @@ assert_type(torch_ws.convert(model, skip=lambda name, module: name == "0"), Netw
 assert_type(torch_ws.adopt(model), Network)
 assert_type(torch_ws.parametrize(model, formula=torch_ws.Formula(eps_mode="var")), Network)
 assert_type(torch_ws.fold(model), Network)
+assert_type(torch_ws.weight_similarity(model, model, layers=("0",)), list[float])
 assert_type(standardize_before_gather(model), Network)
 with torch_ws.hold(model):
     torch_ws.group(model, bucket_mb=25).remove()

@@ -42,10 +42,15 @@ def skipped(model, skip, classes):
         elif entry in by_name:
             found.append(by_name[entry])
         else:
-            near = difflib.get_close_matches(entry, by_name, cutoff=0.5)
-            hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+            hint = near_matches(entry, by_name)
             raise ValueError(f"skip: the model has no module named {entry!r}{hint}")
     return {below for module in found for below in module.modules()}
+
+
+def near_matches(name, names):
+    """For the end of an error about a name that is not among the modules' names."""
+    near = difflib.get_close_matches(name, names, cutoff=0.5)
+    return f"; near matches: {', '.join(map(repr, near))}" if near else ""
 
 
 def standardization(layer):
