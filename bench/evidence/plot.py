@@ -102,10 +102,17 @@ def _landscape(axis, found):
                 axis.plot([row["low"], row["high"]], [y, y], color=color, linewidth=1.2)
     axis.axvline(1, color="black", linewidth=1, zorder=0)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_xlim()
+    _plain_ticks(axis.xaxis, [t for t in (0.01, 0.1, 0.2, 0.5, 1, 2, 10) if low <= t <= high])
     axis.set_yticks(range(len(titles)), titles, fontsize=7)
     axis.set_ylim(len(titles) - 0.5, -0.5)
     axis.set_xlabel("with WS, times without", fontsize=8)
+
+
+def _plain_ticks(axis, values):
+    """Of a logarithmic axis: these and no others."""
+    axis.set_ticks(values, [f"{value:g}" for value in values])
+    axis.set_ticks([], minor=True)
 
 
 def _learning_rate(axis, found):
@@ -121,8 +128,7 @@ def _learning_rate(axis, found):
         means = [statistics.fmean(losses) for losses in sides.values()]
         axis.plot(list(sides), means, "o-", color=COLORS[name], label=name, ms=3)
     axis.set_xscale("log")
-    axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
-    axis.set_xticks([], minor=True)
+    _plain_ticks(axis.xaxis, rates)
     axis.set_xlabel("learning rate", fontsize=8)
     axis.set_ylabel("training loss", fontsize=8)
 
@@ -139,7 +145,8 @@ def _micro_batch(axis, found):
         color = WITH if titles[title].formula else COLORS.get(title[:2], WITHOUT)
         axis.plot([x] * len(values), values, "o", color=color, ms=4, alpha=0.6)
         axis.plot([x - 0.3, x + 0.3], [statistics.fmean(values)] * 2, color=color)
-    axis.set_xticks(range(len(order)), [t.replace(" ", "\n", 1) for t in order], fontsize=7)
+    labels = [title.replace("estimated", "est.").replace("+WS", "\n+WS") for title in order]
+    axis.set_xticks(range(len(order)), labels, fontsize=7)
     axis.set_ylabel("accuracy, %", fontsize=8)
 
 
