@@ -51,10 +51,11 @@ def weight_similarity(
     not take part: it compares what the weights make of the input, and not what the networks do.
 
     Args:
-        a, b: convolutions, transposed ones and linear layers of torch.nn and torch_ws, parametrized
+        a: convolutions, transposed ones and linear layers of torch.nn and torch_ws, parametrized
             ones too, in nested ``nn.Sequential``; a layer alone is a chain of one. A linear layer
-            after a flattening takes channels times positions. Hidden widths may differ; input
-            channels, kernels and the number of layers must be equal.
+            after a flattening takes channels times positions.
+        b: the other network. Hidden widths may differ; input channels, kernels and the number of
+            layers must be equal.
         layers: the names of the layers, the same for both, in the order of the chain, as in
             ``model.named_modules()``; for networks that are no sequence. None: all of them.
 
@@ -262,6 +263,5 @@ def _applied(layer):
     if weight.is_meta:
         raise ValueError("its weight has no values: it is on the meta device")
     if isinstance(layer, Standardized):
-        with torch.autocast(weight.device.type, enabled=False):
-            weight = layer._standardize((weight, layer.gain, layer.shift), None)
+        weight = layer._standardize((weight, layer.gain, layer.shift), None)
     return weight.detach()

@@ -75,6 +75,8 @@ def test_a_reader_that_crashes(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     message = f"{path}: cannot be read: its reader was ended by SIGSEGV"
     assert done.stderr == f"python -m torch_ws.inspect: error: {message}\n"
+    torch.save({"w.weight": torch.ones(2, 3, 3)}, tmp_path / "other.pt")
+    assert f"other.pt or {message}" in run(tmp_path / "other.pt", "--compare", path).stderr
 
 
 @linux

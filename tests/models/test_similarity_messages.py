@@ -18,6 +18,13 @@ def layer_with(change):
     return layer
 
 
+def sharded():
+    """As a DTensor is told, which a process group makes."""
+    layer = nn.Linear(3, 4)
+    layer.weight.device_mesh = None
+    return layer
+
+
 class Own(nn.Conv2d):
     """Whose forward may do anything with its weight."""
 
@@ -86,6 +93,7 @@ def test_what_is_no_sequence_names_where(module, called):
         (nn.LazyConv2d(4, 3), ValueError, "is not initialized: first run the model once"),
         # hooks make the weight for each call, and it is stale between
         (prune.identity(nn.Linear(3, 4), "weight"), ValueError, "its weight is not a parameter"),
+        (sharded(), ValueError, "its weight is sharded: compare models loaded from checkpoints"),
         (nn.Linear(3, 4, device="meta"), ValueError, "has no values: it is on the meta device"),
         (layer_with(torch.Tensor.to_sparse), NotImplementedError, "weight must be a dense"),
         (layer_with(torch.Tensor.char), ValueError, "weight must have dtype float32.*; got int8"),

@@ -12,5 +12,6 @@ args = parse(sys.argv[1:])
 status = in_a_process(lambda: run(args))
 if status < 0:
     died = signal.Signals(-status).name
-    status = fail(f"{args.checkpoint}: cannot be read: its reader was ended by {died}")
+    files = args.checkpoint if args.compare is None else f"{args.checkpoint} or {args.compare}"
+    status = fail(f"{files}: cannot be read: its reader was ended by {died}")
 sys.exit(status)

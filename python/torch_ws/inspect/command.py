@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..formulas import formulas
+from .compare import Selected, compare
 from .layers import choose, matching, read_layers
 from .read import INDEX, open_checkpoint
 from .stored import Unreadable, printable, reading
@@ -43,27 +44,41 @@ def run(args: argparse.Namespace) -> int:
     try:
         from . import report
 
+        comparison = None
         with ExitStack() as files:
-            checkpoint = open_checkpoint(args.checkpoint, args.key, files)
-            chosen, left_out = choose(checkpoint, args.include, args.exclude, args.linear)
-            transposed = matching("--transposed", args.transposed, checkpoint)
+            selected, left_out = select(args.checkpoint, args, files)
+            checkpoint, chosen, transposed = selected
             size = sum({stored.place: stored.bytes for stored in chosen.values()}.values())
+            if args.compare is not None:
+                other, _ = select(args.compare, args, files)
+                size += 2 * sum(s.bytes for one in (selected, other) for s in one.chosen.values())
             with report.make_progress(size) as advance, reading(checkpoint.path):
+                if args.compare is not None:
+                    found = compare(selected, other, args.formula[0], advance)
+                    comparison = report.Comparison(other.checkpoint, args.formula[0], found)
                 layers = read_layers(chosen, transposed, args.dead, advance)
         if args.sort is not None:
             layers.sort(key=SORTS[args.sort], reverse=True)
         if args.json is not None:
-            report.write_json(args.json, checkpoint, layers, left_out, args.dead)
+            report.write_json(args.json, checkpoint, layers, left_out, args.dead, comparison)
         if args.plot is not None:
             from .plot import save
 
             save(args.plot, printable(checkpoint.path.name), layers, args.formula)
-        report.print_report(checkpoint, layers, left_out, args.formula)
+        report.print_report(checkpoint, layers, left_out, args.formula, comparison)
         return 0
     except ImportError as error:
         return fail(f"{error}: pip install 'torch-ws[inspect]'")
     except (Unreadable, OSError) as error:
         return fail(str(error))
+
+
+def select(path: Path, args: argparse.Namespace, files: ExitStack) -> tuple[Selected, dict]:
+    """What is chosen of a checkpoint, and why other weights are left out."""
+    checkpoint = open_checkpoint(path, args.key, files)
+    chosen, left_out = choose(checkpoint, args.include, args.exclude, args.linear)
+    transposed = matching("--transposed", args.transposed, checkpoint)
+    return Selected(checkpoint, chosen, transposed), left_out
 
 
 def fail(message: str) -> int:
@@ -91,6 +106,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="under which torch.save's file has the state dict; default: state_dict, "
         "model_state_dict, model and other usual ones, or none",
     )
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        type=Path,
+        help="also how similar the weights of another checkpoint are, layer by layer",
+    )
     what = parser.add_argument_group("which tensors (GLOB: a name, where * is any text)")
     what.add_argument(
         "--linear", action="store_true", help="also 2-d weights; default: 3-d and more"
@@ -109,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=list(formulas),
         default=list(FORMULAS),
-        help=f"whose deviations to show, and the first's result in the picture: "
+        help=f"whose deviations to show, and the first's result in the picture and with --compare: "
         f"some of {', '.join(formulas)}; default: {' '.join(FORMULAS)}",
     )
     parser.add_argument(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich import progress
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..formulas import formulas
+from .compare import Similarity
 from .layers import Layer, by_reason, extreme
 from .stored import Checkpoint, printable
 from .table import Column, table_lines, table_width
@@ -42,6 +44,12 @@ NUMBERS = {
 EXPENDABLE = ("dtype", "C", "N", "mean", "std")
 
 
+class Comparison(NamedTuple):
+    checkpoint: Checkpoint
+    formula: str
+    layers: list[Similarity]
+
+
 @contextmanager
 def make_progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes on stderr, if that is a terminal; gives the function that advances it."""
@@ -59,7 +67,11 @@ def make_progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def print_report(
-    checkpoint: Checkpoint, layers: list[Layer], left_out: dict[str, str], names: list[str]
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    left_out: dict[str, str],
+    names: list[str],
+    comparison: Comparison | None,
 ) -> None:
     """As wide as the terminal; where there is none whole, as plain text."""
     console = Console(highlight=False)
@@ -84,6 +96,11 @@ def print_report(
     )
     for line in formula_table(layers, names, width):
         show(line)
+    if comparison is not None:
+        other = escape(printable(str(comparison.checkpoint.path)))
+        show_markup(f"[bold]similarity of the weights to those of {other}[/], from the input on")
+        for line in similarity_table(comparison, width):
+            show(line)
     show_markup(*notes(layers, names), *summary(checkpoint, layers, left_out))
 
 
@@ -111,6 +128,20 @@ def formula_table(layers: list[Layer], names: list[str], width: float) -> Iterat
         cells = [percent(value) for value in worst] + ["", percent(largest)]
         columns.append(Column(name, cells, True))
     return table_lines(columns, [""] * len(layers) + ["", "bold"], width)
+
+
+def similarity_table(comparison: Comparison, width: float) -> Iterator[Text]:
+    """With the other checkpoint's name beside a layer's where it is another."""
+    _, formula, rows = comparison
+    names = [row.name if row.name == row.other else f"{row.name} / {row.other}" for row in rows]
+    stored = [number(row.stored) for row in rows]
+    standardized = [number(row.standardized) for row in rows]
+    columns = [
+        Column("layer", names),
+        Column("as\nstored", stored, True),
+        Column(f"standardized\nby {formula}", standardized, True),
+    ]
+    return table_lines(columns, [""] * len(rows), width)
 
 
 def notes(layers: list[Layer], names: list[str]) -> Iterator[str]:
@@ -152,10 +183,15 @@ def summary(checkpoint: Checkpoint, layers: list[Layer], left_out: dict[str, str
 
 
 def write_json(
-    path: str, checkpoint: Checkpoint, layers: list[Layer], left_out: dict[str, str], dead: float
+    path: str,
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    left_out: dict[str, str],
+    dead: float,
+    comparison: Comparison | None,
 ) -> None:
     """All layers and formulas; null where there is no value."""
-    found = {
+    found: dict = {
         "schema": 1,
         "checkpoint": str(checkpoint.path),
         "format": checkpoint.what,
@@ -164,6 +200,14 @@ def write_json(
         "layers": [_layer_as_json(layer) for layer in layers],
         "left_out": left_out,
     }
+    if comparison is not None:
+        other, formula, rows = comparison
+        found["comparison"] = {
+            "checkpoint": str(other.path),
+            "format": other.what,
+            "formula": formula,
+            "layers": [_similarity_as_json(row) for row in rows],
+        }
     Path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
@@ -188,6 +232,11 @@ def _layer_as_json(layer: Layer) -> dict:
         "nan_or_inf_channels": _indices(layer.broken),
         "deviation": {name: _or_none(value) for name, value in deviations.items()},
     }
+
+
+def _similarity_as_json(row: Similarity) -> dict:
+    values = {"stored": _or_none(row.stored), "standardized": _or_none(row.standardized)}
+    return {"name": row.name, "other": row.other, **values}
 
 
 def _spread(values: torch.Tensor) -> dict[str, float] | None:
