@@ -43,12 +43,13 @@ def _seeds(found):
 
 
 class Runs:
-    """The recorded runs of a setting, whatever its seed and whether it was observed."""
+    """The recorded runs of a setting, but chains; whatever the seed and whether it was observed."""
 
     def __init__(self, found: dict):
         self.by_setting: dict[str, list[dict]] = {}
         for run in found["runs"]:
-            self.by_setting.setdefault(_key(run["setting"]), []).append(run)
+            if "similarity" not in run:
+                self.by_setting.setdefault(_key(run["setting"]), []).append(run)
         self.scale = found["settings"]["steps"] / Setting.steps
 
     def of(self, setting: Setting) -> list[dict]:
