@@ -50,8 +50,13 @@ $(VENV)/built: $(VENV)/installed $(NATIVE)
 test: build
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: build
+test-all: build $(VENV)/peers
 	$(PYTEST) $(ARGS)
+
+# What the examples import, where no other test sees it: torchvision's wheel may be for another PyTorch.
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/pip install -q --no-deps --target $@ torchvision==0.28.0 timm==1.0.31
+	$(BIN)/pip install -q --target $@ huggingface_hub pyyaml safetensors
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -52,18 +52,16 @@ BEST_ACCURACY = Measure("accuracy", _of_best("accuracy"), "higher", unit="%")
 STEPS = Measure(f"steps until a loss of {REACHED}", _steps_until, is_ratio=True)
 
 
+def _mean(values, geometric):
+    """None where a value is missing, or has no logarithm."""
+    if not values or None in values or (geometric and min(values) <= 0):
+        return None
+    return (statistics.geometric_mean if geometric else statistics.fmean)(values)
+
+
 def mean_over_points(key: str, of: AtPoint, geometric: bool = False) -> Of:
     """Over the points of one run's trajectory."""
-
-    def measure(runs):
-        values = [of(point) for point in runs[0][key]]
-        if not values or None in values or (geometric and min(values) <= 0):
-            return None
-        if geometric:
-            return math.exp(sum(map(math.log, values)) / len(values))
-        return sum(values) / len(values)
-
-    return measure
+    return lambda runs: _mean([of(point) for point in runs[0][key]], geometric)
 
 
 def _beta(kind, size):
@@ -109,10 +107,9 @@ def removed(by: str) -> Measure:
 
 
 def similarity(name: str) -> Measure:
-    """The mean over the layers of one of the comparisons of similarity.py."""
+    """The layers' geometric mean of one of the comparisons of similarity.py."""
 
     def of(runs):
-        values = runs[0]["similarity"][name]
-        return None if None in values else sum(values) / len(values)
+        return _mean(runs[0]["similarity"][name], geometric=True)
 
-    return Measure("similarity, mean of layers", of, "higher")
+    return Measure("similarity of the layers", of, "higher", is_ratio=True)

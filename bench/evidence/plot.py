@@ -179,6 +179,8 @@ def _similarity(axis, found):
         label = f"with {name.replace('_', ' ')}"
         axis.plot(range(1, len(means) + 1), means, "o-", color=color, label=label, ms=3)
     axis.set_xticks(range(1, len(means) + 1))
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xlabel("convolution of the chain", fontsize=8)
     axis.set_ylabel("weight similarity", fontsize=8)
 

@@ -16,7 +16,7 @@ METHOD = {
     "loss": "mean training loss of the last quarter of the steps; of a run that diverged, chance's",
     "accuracy": "percent of 5,000 test images, of the long panel 10,000",
     "landscape": "with weights in shares of their layer's norm: bench/evidence/landscape.py",
-    "similarity": "torch_ws.weight_similarity, mean of the convolutions of a chain",
+    "similarity": "torch_ws.weight_similarity, geometric mean of the convolutions of a chain",
     "interval": "95 %, Student's t over seeds, of the paired difference; of the logarithm's for "
     "ratios; not corrected for the number of comparisons",
     "verdict": "shows: the interval lies on the claimed side of no effect; against: on the other; "

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 FILES = ["setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "Makefile"]
 FILES += ["requirements-nvcc.txt", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"]
-FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "gpu", ".github"]
+FOLDERS = ["python/torch_ws", "csrc", "tests", "docs", "bench", "examples", "gpu", ".github"]
 OUTPUTS = ("*.so", "*.pyc", "build.json", "bench/out/*")  # of builds and runs
 
 
