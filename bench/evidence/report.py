@@ -86,7 +86,7 @@ def cells(row: dict) -> tuple[str, str, str, str, str]:
 def _number(row, value):
     if row["unit"] == "%":
         return f"{value:.1f}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+    return f"{value:.{3 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
 def _difference(row, name):
