@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 import torch_ws
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 sys.path.append(str(Path(__file__).parents[1]))  # bench, which finds Fashion-MNIST
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's colors
@@ -32,7 +32,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         check(args)
-        train_set, val_set, classes = load_data(args)
+        *sets, classes = load_data(args)
+        if args.limit:  # every so many, for the classes come one after the other
+            sets = [Subset(s, range(0, len(s), -(-len(s) // args.limit))) for s in sets]
+        train_set, val_set = sets
         if len(train_set) < args.batch:
             raise ValueError(f"{len(train_set)} training images are fewer than --batch")
         run(args, train_set, val_set, classes)
@@ -63,7 +66,7 @@ def make_parser():
 
 def check(args):
     """What can be known before any work, and what must not be written over."""
-    args.micro_batch = args.micro_batch or args.batch
+    args.micro_batch = args.batch if args.micro_batch is None else args.micro_batch
     for name in ("epochs", "batch", "micro_batch", "size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -82,36 +85,19 @@ def check(args):
 # --- data
 
 
-class Gray(Dataset):
-    """Fashion-MNIST's images as three equal channels; mirrored half the time for training."""
-
-    def __init__(self, data, split, mirrored):
-        self.data, self.split, self.mirrored = data, split, mirrored
-
-    def __len__(self):
-        return len(self.split.labels)
-
-    def __getitem__(self, i):
-        x = self.data.normalized(self.split.images[i : i + 1])[0]
-        x = x.flip(-1) if self.mirrored and torch.rand(()) < 0.5 else x
-        return x.expand(3, -1, -1), int(self.split.labels[i])
-
-
 def load_data(args):
     """Training and validation images, and the number of classes."""
-    if args.data is None:
-        from bench.evidence.data import NotFound, get
+    if args.data is not None:
+        return load_folder(args)
+    from bench.evidence.data import NotFound, get
 
-        try:
-            data = get(None)
-        except NotFound as error:
-            raise ValueError(f"no DATA, and {error}") from None
-        sets, classes = (Gray(data, data.train, True), Gray(data, data.test, False)), data.classes
-    else:
-        sets, classes = load_folder(args)
-    if args.limit:
-        sets = [Subset(s, range(min(len(s), args.limit))) for s in sets]
-    return *sets, classes
+    try:
+        data = get(None)
+    except NotFound as error:
+        raise ValueError(f"no DATA, and {error}") from None
+    images = [data.normalized(s.images).expand(-1, 3, -1, -1) for s in (data.train, data.test)]
+    labels = data.train.labels, data.test.labels
+    return *map(TensorDataset, images, labels), data.classes
 
 
 def load_folder(args):
@@ -141,7 +127,7 @@ def load_folder(args):
         sets = Subset(sets[0], order[held_out:]), Subset(sets[1], order[:held_out])
     if len(classes) < 2:
         raise ValueError(f"DATA: {root} must have two classes or more, got {', '.join(classes)}")
-    return sets, len(classes)
+    return *sets, len(classes)
 
 
 # --- model
@@ -196,7 +182,9 @@ def run(args, train_set, val_set, classes):
     ]
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     steps = args.epochs * (len(train_set) // args.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(  # a short warm-up, then down along a cosine
+        optimizer, args.lr, steps, pct_start=0.05, cycle_momentum=False
+    )
     first, best = 0, -1.0
     settings = {
         k: v for k, v in vars(args).items() if k not in ("out", "resume", "device", "workers")
@@ -230,14 +218,6 @@ def run(args, train_set, val_set, classes):
         parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
         save({**state, **{k: part.state_dict() for k, part in parts.items()}}, args.out / "last.pt")
     export(args, classes, val_set)
-
-
-def rate(step, steps):
-    """Of the learning rate: up in the first twentieth, then down to 0 along a cosine."""
-    warm_up = max(1, steps // 20)
-    if step < warm_up:
-        return (step + 1) / (warm_up + 1)
-    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
 
 
 def train_epoch(args, epoch, model, images, optimizer, schedule):

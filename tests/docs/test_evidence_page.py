@@ -37,6 +37,12 @@ def test_readme_has_six_rows_and_says_where_it_is_slower():
     assert sum(f"**{AGAINST}**" in row for row in rows) >= 2
 
 
+def test_readme_counts_right():
+    comparisons = sum(len(found["comparisons"]) for found in RECORDED.values())
+    assert f"trains {len(RECORDED['evidence']['runs'])} small networks" in README
+    assert f"Six of {comparisons} comparisons" in README
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_runs_are_whole_and_quotable(name):
     found = RECORDED[name]
