@@ -34,9 +34,9 @@ class MicroBatchNorm2d(nn.BatchNorm2d):
         self.micro_batch = micro_batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
         count = len(x) // self.micro_batch
+        if not self.training or count == 1:
+            return super().forward(x)
         # (B, C, H, W) to (micro_batch, count * C, H, W): a micro-batch's channels are its own
         own = x.unflatten(0, (count, self.micro_batch)).transpose(0, 1).flatten(1, 2)
         size = count * self.num_features

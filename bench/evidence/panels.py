@@ -16,7 +16,7 @@ from .settings import Setting
 Settings = tuple[Setting, ...]
 
 GN = Setting(measures="landscape")
-BN = replace(GN, norm="bn")
+BN = Setting(norm="bn")
 WS = replace(GN, formula="paper")
 RATES = (0.01, 0.03, 0.3, 1.0)  # learning rates, besides GN's
 WIDE = RATES[1:]  # over which the spread is taken
