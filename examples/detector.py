@@ -151,7 +151,6 @@ def average_precision(model, pictures):
     for found, count in zip(hits, counts, strict=True):
         right = torch.tensor([hit for _, hit in sorted(found, reverse=True)]).double()
         precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
-        precision = precision.flip(0).cummax(0).values.flip(0) if len(right) else precision
         areas.append(((precision * right).sum() / max(1, count)).item())
     return sum(areas) / CLASSES
 
