@@ -51,7 +51,8 @@ def make_optimizer(model, lr):
     """Weight decay for what has a direction: no biases, gains, nor the branches' skip gains.
 
     timm's gains have shape (C, 1, 1, 1); adopted they are vectors, so that their number of
-    dimensions tells. The classifier is not clipped.
+    dimensions tells. Neither the classifier is clipped nor the gains: those that begin at 0 could
+    move by no more than 1e-5 a step, and their branches would stay off in a short training.
     """
     groups = {True: [], False: []}
     for parameter in model.parameters():
@@ -62,8 +63,12 @@ def make_optimizer(model, lr):
     ]
     optimizer = torch.optim.SGD(options, lr=lr, momentum=0.9, nesterov=True)
     head = {id(p) for p in model.get_classifier().parameters()}
-    names = {name for name, p in model.named_parameters() if id(p) in head}
-    torch_ws.fuse(model, optimizer, agc=lambda name: None if name in names else 0.01)
+    unclipped = {
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in head or name.endswith("gain")
+    }
+    torch_ws.fuse(model, optimizer, agc=lambda name: None if name in unclipped else 0.01)
     return optimizer
 
 
