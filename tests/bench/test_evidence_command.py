@@ -146,7 +146,7 @@ def test_every_panel_is_run_recorded_printed_and_drawn(whole):
         assert len(comparison["values_with"]) == len(comparison["values_without"]) == 2
         assert comparison["verdict"] in ("shows", "does not show", "against", "not finite")
     assert found["complete"] and len(found["data"]["warnings"]) == 4
-    assert printed.count("Warning: ") == 4
+    assert printed.count("Warning:") == 4
     assert all(title in " ".join(printed.split()) for title in report.TITLES.values())
     assert (out / "evidence.png").read_bytes().startswith(b"\x89PNG")
     assert set(plot.DRAWINGS) == set(report.TITLES) == set(PANELS)
