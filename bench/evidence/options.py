@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench evidence",
         usage="python -m bench evidence [options]",
         description="Trains small networks with and without weight standardization, and says which "
-        "of the claims made for it show: five minutes on two cores, for Fashion-MNIST and the "
+        "of the claims made for it show: six minutes on two cores, for Fashion-MNIST and the "
         "defaults.",
         allow_abbrev=False,
     )
