@@ -39,8 +39,6 @@ def main(argv: list[str]) -> None:
     except (NotFound, Refused) as error:
         print(f"python -m bench evidence: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped; {journal.path} has {len(journal.runs)} runs: --resume goes on")
     found = {
         **head,
         "complete": True,
@@ -73,6 +71,8 @@ def _run(planned: list[Setting], journal: Journal, args: argparse.Namespace) -> 
             done, made = done + 1, made + setting.effort
             left = (time.monotonic() - start) * (total / made - 1)
             _show(done, len(planned), left, f"{setting.title}, seed {setting.seed}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; {journal.path} has {len(journal.runs)} runs: --resume goes on")
     finally:
         show_progress()
     print_text(f"{len(missing)} runs in {time.monotonic() - start:.0f} s")

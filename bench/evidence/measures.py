@@ -26,13 +26,14 @@ class Measure:
 
 
 def _steps_until(runs):
-    """Until the loss's running mean is below REACHED; all of them if it never is."""
-    curve = runs[0]["curve"]
-    window = min(WINDOW, len(curve))
-    for end in range(window, len(curve) + 1):
+    """Until the loss's running mean is below REACHED; all of them if it never is, or diverges."""
+    [run] = runs
+    curve, steps = run["curve"], run["setting"]["steps"]
+    window = min(WINDOW, steps)
+    for end in range(window, steps + 1) if not run["diverged"] else ():
         if sum(curve[end - window : end]) / window < REACHED:
             return end
-    return len(curve)
+    return steps
 
 
 def _spread(runs):

@@ -8,7 +8,7 @@ from ..common.tables import Table
 from ..common.terminal import print_table, print_text
 from .verdict import SHOWS
 
-MANY = 4  # rows, from which on their common words become a table's title
+MANY = 4  # measures, from which on two sides have a table of their own
 TITLES = {
     "convergence": "faster convergence",
     "landscape": "a smoother landscape",
@@ -35,23 +35,25 @@ def print_comparisons(found: dict) -> None:
 
 
 def _print_panel(title, rows):
-    """One table, but of their own those of which there are many measures."""
-    whats = Counter(row["what"] for row in rows)
-    many = {what for what, count in whats.items() if count >= MANY}
-    parts = {what: [row for row in rows if row["what"] == what] for what in many}
-    parts = {f"{title}; {what}": parts[what] for what in whats if what in many}
-    parts[title] = [row for row in rows if row["what"] not in many]
-    for title, part in parts.items():
-        if part:
-            table = Table(title)
-            table.add_columns("comparison", wraps=True)
-            headers = ("without", "with", "difference\nor ratio", "95 %\ninterval")
-            table.add_columns(*headers, right=True)
-            table.add_columns("verdict")
-            for row in part:
-                what = "" if row["what"] in many else f"{row['what']}: "
-                table.add_row(what + row["measure"], *cells(row))
-            print_table(table)
+    """One table; sides that have many measures get one of their own, with their names above it."""
+    counts = Counter(row["what"] for row in rows)
+    for what, count in counts.items():
+        if count >= MANY:
+            own = [row for row in rows if row["what"] == what]
+            _print_rows(f"{title}; {what}", {row["measure"]: row for row in own})
+    rest = [row for row in rows if counts[row["what"]] < MANY]
+    if rest:
+        _print_rows(title, {f"{row['what']}: {row['measure']}": row for row in rest})
+
+
+def _print_rows(title, rows):
+    table = Table(title)
+    table.add_columns("comparison", wraps=True)
+    table.add_columns("without", "with", "difference\nor ratio", "95 %\ninterval", right=True)
+    table.add_columns("verdict")
+    for name, row in rows.items():
+        table.add_row(name, *cells(row))
+    print_table(table)
 
 
 def as_markdown(found: dict) -> str:

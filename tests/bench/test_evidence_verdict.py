@@ -92,12 +92,15 @@ def test_measures_of_several_runs():
 
 
 @pytest.mark.parametrize(
-    ("curve", "steps"),
+    ("curve", "planned", "steps"),
     [
-        ([1.0] * 100 + [0.0] * 100, 126),  # 26 of the last 50 are 0: their mean is 0.48
-        ([1.0] * 60, 60),  # never
-        ([0.1, 0.1], 2),  # fewer than the window
+        ([1.0] * 100 + [0.0] * 100, 200, 126),  # 26 of the last 50 are 0: their mean is 0.48
+        ([1.0] * 60, 60, 60),  # never
+        ([0.1, 0.1], 2, 2),  # fewer than the window
+        ([0.1] * 60, 100, 100),  # diverged
+        ([], 100, 100),  # at once
     ],
 )
-def test_steps_until_the_running_mean_is_low(curve, steps):
-    assert STEPS.of([{"curve": curve}]) == steps
+def test_steps_until_the_running_mean_is_low(curve, planned, steps):
+    run = {"curve": curve, "setting": {"steps": planned}, "diverged": len(curve) < planned}
+    assert STEPS.of([run]) == steps
