@@ -179,6 +179,8 @@ def train(model, args):
             loss = loss_of(model(x), *aim) / count
             loss.backward()
             total += loss.item()
+        if not math.isfinite(total):
+            raise SystemExit("the loss is not finite any more: try a lower --lr")
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -203,6 +205,10 @@ def main(argv=None):
         parser.error(f"--size must be at least {2 * STRIDE}, the other numbers at least 1")
     if args.batch % args.micro_batch:
         parser.error(f"--micro-batch must divide --batch {args.batch}, got {args.micro_batch}")
+    if not (args.lr > 0 and math.isfinite(args.lr)):
+        parser.error(f"--lr must be positive and finite, got {args.lr}")
+    if not 0 <= args.seed < 2**63:  # the test's pictures are those of seed -1
+        parser.error(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
     torch.manual_seed(args.seed)
     model = Detector()
     if args.ws:

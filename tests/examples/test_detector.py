@@ -13,7 +13,7 @@ def test_it_learns_and_is_folded():
     *steps, precision, folded = run_example("detector.py", *options, OMP_NUM_THREADS="1")
     losses = [float(line.split()[-1]) for line in steps]
     assert len(losses) == 5 and losses[-1] < 0.6 * losses[0]
-    assert float(precision.split()[2]) > 30  # of an untrained one: 0
+    assert float(precision.split()[2]) > 30  # of an untrained one: about 1
     assert folded == "folded to plain layers: the same outputs"
 
 
@@ -135,6 +135,11 @@ def test_of_boxes_that_overlap_the_best_is_kept():
         (["--micro-batch", "3"], "--micro-batch must divide --batch 8, got 3"),
         (["--size", "8"], "--size must be at least 16"),
         (["--steps", "0"], "the other numbers at least 1"),
+        (["--lr", "0"], "--lr must be positive and finite, got 0.0"),
+        (["--lr", "nan"], "--lr must be positive and finite, got nan"),
+        # the test's pictures are those of seed -1, to torch the same as 2**64 - 1
+        (["--seed", "-1"], "--seed must be from 0 to 2**63 - 1, got -1"),
+        (["--seed", str(2**64 - 1)], f"--seed must be from 0 to 2**63 - 1, got {2**64 - 1}"),
     ],
 )
 def test_refuses(arguments, message, capsys):
@@ -142,3 +147,8 @@ def test_refuses(arguments, message, capsys):
         detector.main(arguments)
     assert status.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_says_when_it_diverges():
+    with pytest.raises(SystemExit, match="not finite any more: try a lower --lr"):
+        detector.main(["--lr", "1e6", "--steps", "20", "--size", "16", "--batch", "1"])
