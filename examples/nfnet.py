@@ -110,6 +110,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if min(args.steps, args.batch, args.size) < 1:
         parser.error("--steps, --batch and --size must be at least 1")
+    if not 0 < args.lr < math.inf or not 0 <= args.seed < 2**63:
+        parser.error("--lr must be positive, --seed a number from 0 on")
     torch.manual_seed(args.seed)
     model, error = make_model(args.model)
     print(f"adopted: outputs differ by {error:.1e} of the largest")

@@ -70,6 +70,8 @@ def check(args):
     for name in ("epochs", "batch", "micro_batch", "size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < args.lr < math.inf or not 0 <= args.seed < 2**63:
+        raise ValueError("--lr must be positive, --seed a number from 0 on")
     if args.batch % args.micro_batch:
         raise ValueError(f"--micro-batch must divide --batch {args.batch}, got {args.micro_batch}")
     args.model = args.model or ("resnet18" if args.data else "small")

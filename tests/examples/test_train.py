@@ -106,6 +106,8 @@ def test_weight_decay_is_of_what_has_a_direction(run, monkeypatch):
     [
         (["--micro-batch", "5"], "--micro-batch must divide --batch 16, got 5"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--lr", "nan"], "--lr must be positive"),
+        (["--seed", "-1"], "--seed a number from 0 on"),
         (["--limit", "8"], "8 training images are fewer than --batch"),
         (["--resume"], "--resume: there is no"),
     ],
