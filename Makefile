@@ -56,7 +56,6 @@ test-all: build $(VENV)/peers
 # What the examples import, where no other test sees it: torchvision's wheel may be for another PyTorch.
 $(VENV)/peers: $(VENV)/installed
 	$(BIN)/pip install -q --no-deps --target $@ torchvision==0.28.0 timm==1.0.31
-	$(BIN)/pip install -q --target $@ huggingface_hub pyyaml safetensors
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

@@ -20,7 +20,7 @@ from bench.evidence.journal import FILE
 from bench.evidence.panels import PANELS, comparisons, settings
 from bench.evidence.run import run
 
-ARGUMENTS = "--steps 3 --seeds 2 --long"
+ARGUMENTS = "--steps 2 --seeds 1 --long"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,13 @@ def program(images, out, arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
+
+
+def heed_interrupts():
+    """Also where the tests were started in the background, whose children ignore ^C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(images, out, arguments):
@@ -135,16 +141,16 @@ def whole(images, tmp_path_factory):
 @pytest.mark.slow
 def test_every_panel_is_run_recorded_printed_and_drawn(whole):
     out, printed, found = whole
-    planned = comparisons(PANELS, 3)
+    planned = comparisons(PANELS, 2)
     assert [(c["panel"], c["what"], c["measure"]) for c in found["comparisons"]] == [
         (c.panel, c.what, c.measure.title) for c in planned
     ]
     keys = {json.dumps(run["setting"], sort_keys=True) for run in found["runs"]}
-    assert keys == {setting.key for setting in settings(planned, 2)}
+    assert keys == {setting.key for setting in settings(planned, 1)}
     assert len(found["runs"]) == len(keys)
     for comparison in found["comparisons"]:
-        assert len(comparison["values_with"]) == len(comparison["values_without"]) == 2
-        assert comparison["verdict"] in ("shows", "does not show", "against", "not finite")
+        assert len(comparison["values_with"]) == len(comparison["values_without"]) == 1
+        assert comparison["verdict"] in ("one seed", "not finite")
     assert found["complete"] and len(found["data"]["warnings"]) == 4
     assert printed.count("Warning:") == 4
     assert all(title in " ".join(printed.split()) for title in report.TITLES.values())
@@ -160,7 +166,7 @@ def without_times(found):
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_again(whole, images, tmp_path):
     """With another number of processes, too; and those of the killed one end."""
-    process = program(images, tmp_path, f"{ARGUMENTS} --workers 2")
+    process = program(images, tmp_path, f"{ARGUMENTS} --workers 1")
     journal = tmp_path / FILE
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 4:
         assert process.poll() is None
@@ -168,7 +174,7 @@ def test_killed_and_resumed_gives_the_same_again(whole, images, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     lines = journal.read_bytes().splitlines()
-    _, found = finished(images, tmp_path, f"{ARGUMENTS} --workers 1 --resume")
+    _, found = finished(images, tmp_path, f"{ARGUMENTS} --workers 2 --resume")
     assert journal.read_bytes().splitlines()[: len(lines)] == lines
     assert without_times(found) == without_times(whole[2])
     deadline = time.monotonic() + 60
@@ -193,7 +199,7 @@ def any_of_session(session):
 
 @pytest.mark.slow
 def test_stopped_by_the_user_says_how_to_go_on(images, tmp_path):
-    process = program(images, tmp_path, "--steps 60 --seeds 2 --only learning-rate")
+    process = program(images, tmp_path, "--steps 60 --seeds 2 --only initialization")
     journal = tmp_path / FILE
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
         assert process.poll() is None

@@ -118,11 +118,11 @@ def test_accuracy_is_of_the_first_test_images(data):
 
 
 def test_a_run_is_the_same_again_and_probes_do_not_change_it(data):
-    setting = replace(SHORT, formula="paper", norm="bn")
+    setting = replace(SHORT, formula="paper", norm="bn", steps=2)
     found = run(setting, data)
     again = run(replace(setting, measures="landscape"), data)
     assert found["curve"] == again["curve"] and found["accuracy"] == again["accuracy"]
-    assert found["loss"] == found["curve"][-1]  # the last quarter of 5 is one
+    assert found["loss"] == found["curve"][-1]  # the last quarter of 2 is one
     json.dumps(found, allow_nan=False)
 
 
