@@ -32,8 +32,9 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* 
 HAVE_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(filter off,$(WS_CUDA)))
 NVCC_WHEELS := $(if $(HAVE_NVCC),,-r requirements-nvcc.txt)
 
-# A file's tests run in one of the processes, so that what they share is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests run in one of the processes, so that what they share is made once. In the folders'
+# order: by their numbers of tests, long files of few would come last, one process waiting.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: build test test-all bench evidence gpu gpu-libs asan docs format check clean
 build: $(VENV)/built

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark import ROOT
 from idx_files import random_parts, write_parts
 
@@ -93,7 +94,10 @@ def in_this_process(images, monkeypatch):
         return ((setting, run(setting, data)) for setting in wanted)
 
     monkeypatch.setattr(command, "run_all", run_all)
-    return made
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes
+    yield made
+    torch.set_num_threads(threads)
 
 
 def test_more_seeds_take_up_the_runs_of_fewer(in_this_process, images, tmp_path, capsys):
@@ -164,19 +168,22 @@ def without_times(found):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_gives_the_same_again(whole, images, tmp_path):
-    """With another number of processes, too; and those of the killed one end."""
-    process = program(images, tmp_path, f"{ARGUMENTS} --workers 1")
+def test_killed_and_resumed_gives_the_same(in_this_process, images, tmp_path):
+    """As in this process, with two; and that of the killed one ends."""
+    arguments = "--steps 2 --seeds 1 --only initialization"
+    main(f"evidence --data {images} --out {tmp_path / 'whole'} {arguments}".split())
+    whole = json.loads((tmp_path / "whole" / "evidence.json").read_text())
+    process = program(images, tmp_path, f"{arguments} --workers 1")
     journal = tmp_path / FILE
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 4:
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     lines = journal.read_bytes().splitlines()
-    _, found = finished(images, tmp_path, f"{ARGUMENTS} --workers 2 --resume")
+    _, found = finished(images, tmp_path, f"{arguments} --workers 2 --resume")
     assert journal.read_bytes().splitlines()[: len(lines)] == lines
-    assert without_times(found) == without_times(whole[2])
+    assert without_times(found) == without_times(whole)
     deadline = time.monotonic() + 60
     while any_of_session(process.pid):
         assert time.monotonic() < deadline
