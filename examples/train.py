@@ -139,18 +139,21 @@ def make_model(name, classes):
     """A network of plain torch.nn layers, with GN where it is ours to choose."""
     if name == "small":
         return make_small(classes)
-    library = "timm" if name.startswith("timm:") else "torchvision"
-    try:
-        if library == "timm":
+    if name.startswith("timm:"):
+        try:
             import timm
-
-            return timm.create_model(name.removeprefix("timm:"), num_classes=classes)
+        except (ImportError, RuntimeError) as error:
+            raise ImportError(f"--model {name} ({error}): pip install timm") from None
+        if name.removeprefix("timm:") not in timm.list_models():
+            raise ValueError(f"--model {name}: timm has no such model")
+        return timm.create_model(name.removeprefix("timm:"), num_classes=classes)
+    try:
         from torchvision import models
-
-        return models.get_model(name, num_classes=classes, norm_layer=group_norm)
     except (ImportError, RuntimeError) as error:
-        raise ImportError(f"--model {name} ({error}): pip install {library}") from None
-    except TypeError:
+        raise ImportError(f"--model {name} ({error}): pip install torchvision") from None
+    try:
+        return models.get_model(name, num_classes=classes, norm_layer=group_norm)
+    except TypeError:  # such as VGG's; an unknown name is a ValueError of its own
         raise ValueError(f"--model {name}: its normalization is not ours to choose") from None
 
 

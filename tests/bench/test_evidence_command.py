@@ -190,6 +190,25 @@ def test_killed_and_resumed_gives_the_same(in_this_process, images, tmp_path):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_command(images, tmp_path):
+    """As the system does where memory is short. Its run is lost, the others are kept."""
+    process = program(images, tmp_path, "--steps 60 --seeds 2 --only initialization --workers 1")
+    journal = tmp_path / FILE
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(path.parent.name)
+        if os.getsid(pid) == process.pid and b"spawn_main" in path.read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    why = "a process was ended from outside, perhaps for its memory: --resume goes on"
+    assert stderr == f"python -m bench evidence: error: {why}\n"
+    assert len(journal.read_bytes().splitlines()) >= 2
+
+
 def any_of_session(session):
     """Whether a process of a session still runs; its leader was its number."""
     for path in Path("/proc").glob("[0-9]*"):

@@ -193,6 +193,21 @@ class TestFolders:
         assert len(losses) == 2
 
     @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("timm:no_such", "--model timm:no_such: timm has no such model"),
+            ("vgg11", "--model vgg11: its normalization is not ours to choose"),
+        ],
+    )
+    def test_refuses_models(self, model, message, tmp_path, images):
+        arguments = ("--out", tmp_path / "run", "--model", model)
+        errors = run_example(
+            "train.py", *arguments, peers=True, status=2, FASHION_MNIST=str(images)
+        )
+        assert message in errors[-1]
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
         ("classes", "message"),
         [
             (("light",), "must have two classes or more, got light"),
