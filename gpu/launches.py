@@ -1,4 +1,5 @@
-"""The launches whose hardware counters are read: ResNet-50's, and large weights of all row lengths.
+"""The launches whose hardware counters are read: ResNet-50's, its update by SGD with momentum and
+the norms of its gradients, and large weights of all row lengths.
 
 ``--csv PATH`` runs this program under ncu, a line of the file for each launch of torch_ws's, and
 prints the rest. The calls are printed in their order; one of split rows may take two launches.
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch_ws import standardize_many
 
+from bench.optimizer.variants import variants
 from bench.weights.workloads import Workload, make_tensors, model_workload, weight_workload
 
 from .stages import LARGE, ROW_LENGTHS
@@ -45,6 +47,7 @@ def calls(device: str) -> Calls:
     model = model_workload("resnet50")
     yield from of_workload(model, torch.float32, device)
     yield from of_workload(model, torch.bfloat16, device, directions=1)
+    yield from of_update(model, torch.float32, device)
     for text, cols in zip(LARGE[-len(ROW_LENGTHS) :], ROW_LENGTHS, strict=True):
         directions = 2 if cols in BACKWARD else 1
         yield from of_workload(weight_workload(text), torch.float32, device, directions)
@@ -62,6 +65,13 @@ def of_workload(workload: Workload, out_dtype: torch.dtype, device: str, directi
 
     for call in (forward, backward)[:directions]:
         yield f"{workload.title} to {out_dtype}, {call.__name__}", call
+
+
+def of_update(workload: Workload, out_dtype: torch.dtype, device: str) -> Calls:
+    tensors = make_tensors(workload, torch.float32, out_dtype, device)
+    for name, title in (("fused", "update"), ("norms", "norms")):
+        update = variants()[name].make(tensors, "sgd", {})
+        yield f"{workload.title} to {out_dtype}, {title}", update.run
 
 
 def profile(path: str) -> int:

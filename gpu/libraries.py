@@ -30,6 +30,22 @@ def digest() -> str:
     return found.hexdigest()
 
 
+def find_python(name: str) -> str:
+    """Its interpreter's path; ValueError says what is missing of what CMake needs."""
+    path = shutil.which(name)
+    if path is None:
+        raise ValueError(f"{name} is not found")
+    program = "import sys, sysconfig; print(sys.executable); print(sysconfig.get_path('include'))"
+    done = subprocess.run([path, "-c", program], capture_output=True, text=True)
+    if done.returncode:  # a version manager's, of no version
+        said = done.stderr.strip().partition("\n")[0] or f"exit status {done.returncode}"
+        raise ValueError(f"{name} does not run: {said}")
+    python, headers = done.stdout.splitlines()
+    if not Path(headers, "Python.h").exists():
+        raise ValueError(f"{name} has no headers: {headers}/Python.h is not found")
+    return python
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python3 -m gpu.libraries", allow_abbrev=False)
     python = "of the GPU machine's version, with its headers; it needs no PyTorch"
@@ -37,9 +53,10 @@ def main(argv: list[str]) -> None:
     architecture = "the GPU's, as in TORCH_CUDA_ARCH_LIST"
     parser.add_argument("--architecture", required=True, help=architecture)
     args = parser.parse_args(argv)
-    python = shutil.which(args.python)
-    if python is None:
-        parser.error(f"argument --python: {args.python} is not found")
+    try:
+        python = find_python(args.python)
+    except ValueError as error:
+        parser.error(f"argument --python: {error}")
     sources = digest()
     more = os.environ.get("CMAKE_ARGS", "")
     variables = {
@@ -49,7 +66,8 @@ def main(argv: list[str]) -> None:
     }
     places = ["--build-lib", FOLDER.parent, "--build-temp", ROOT / "build" / "gpu-libs-objects"]
     command = [sys.executable, "setup.py", "-q", "build_ext", *places]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, check=True)
+    if subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}).returncode:
+        sys.exit("gpu.libraries: compiling failed, above")
     info = {**json.loads((FOLDER / "build.json").read_text(encoding="utf-8")), "sources": sources}
     (FOLDER / "build.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     for path in sorted(FOLDER.iterdir()):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from bench.weights.workloads import model_workload, weight_workload
 
 from .prediction import CHIPS, Call, Chip, Constants, predict
-from .summary import OURS, copy_of, time_of
+from .summary import OURS, UPDATE, copy_of, time_of
 
+PREDICTED = "sgd"  # the optimizer whose step is
 WORKLOADS = {"weight": weight_workload, "model": model_workload}  # by a row's kind
 
 
@@ -57,6 +58,9 @@ def add(runs: dict[str, Run], path: str, record: dict, directions: tuple[str, ..
         of = f" ({multiprocessors} multiprocessors)" if multiprocessors else ""
         raise ValueError(f"{path}: measured on {gpu}{of}, which is none of {', '.join(CHIPS)}")
     run = runs.setdefault(chips[0], Run())
+    if "updates" in record:
+        add_updates(run, path, record, directions)
+        return
     at_once = "many" in record["providers"][OURS]["runs"]
     for row in record["rows"]:
         if row["direction"] not in directions or row["kind"] not in WORKLOADS:
@@ -66,6 +70,21 @@ def add(runs: dict[str, Run], path: str, record: dict, directions: tuple[str, ..
             continue
         call = Call.of(WORKLOADS[row["kind"]](row["workload"]), row["dtype"], row["direction"])
         run.figures[call] = Measured(time_of(row, OURS), copy_of(row))
+
+
+def add_updates(run: Run, path: str, record: dict, directions: tuple[str, ...]) -> None:
+    """Of a record of optimizers' steps."""
+    for row in record["rows"]:
+        if row["optimizer"] != PREDICTED:
+            run.left_out.append(f"{row['title']} of {path}: predicted is {PREDICTED}")
+            continue
+        dtype = "float32" if row["dtype"] == "float32" else f"float32:{row['dtype']}"
+        us = {name: 1e3 * entry["median_ms"] for name, entry in row["updates"].items()}
+        # `copy` moves an update's bytes
+        for direction, name, copy in (("update", UPDATE, "copy"), ("norms", "norms", None)):
+            if direction in directions and name in us:
+                call = Call.of(model_workload(row["model"]), dtype, direction)
+                run.figures[call] = Measured(us[name], us.get(copy, math.nan))
 
 
 class Corrected(NamedTuple):

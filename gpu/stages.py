@@ -72,9 +72,10 @@ class Result(NamedTuple):
     detail: str = ""
 
 
-def bench(name: str, half: str, seconds: float, options: str) -> Stage:
-    plot = f" --plot {{out}}/{name}.png" if importlib.util.find_spec("matplotlib") else ""
-    files = f"--json {{out}}/{name}.json{plot}"
+def bench(name: str, half: str, seconds: float, options: str, plots: bool = True) -> Stage:
+    files = f"--json {{out}}/{name}.json"
+    if plots and importlib.util.find_spec("matplotlib"):
+        files += f" --plot {{out}}/{name}.png"
     return Stage(name, half, seconds, f"{{python}} -m bench {options} --device cuda {files}")
 
 
@@ -95,9 +96,9 @@ def sanitizer(tool: str, half: str, seconds: float, what: str = "--few") -> Stag
 WEIGHTS = f"--shapes {SHAPES} --direction forward backward --providers copy --seconds 0.3"
 MODEL = "--many --models resnet50 --direction forward backward --providers"
 PEERS = "formula batch_norm layer_norm --dtype float32 float32:bfloat16"
-STEP = (
-    "--models resnet50 --variants layer grouped held --batch 2 32 --micro-batches 1 4 --seconds 3"
-)
+OPTIMIZER = "--variants fused norms grouped clip_grad_norm --seconds 2"
+VARIANTS = "control layer grouped held fused"
+STEP = f"--models resnet50 --variants {VARIANTS} --batch 2 32 --micro-batches 1 4 --seconds 3"
 BUILD = "env WS_CUDA=on TORCH_CUDA_ARCH_LIST={architecture} {python} -m gpu.build"
 COUNTERS = "{python} -m gpu.launches --csv {out}/counters.csv"
 # Of the GPU's tests each process has a context there and a cache of its memory.
@@ -106,8 +107,10 @@ STAGES = [
     Stage("build", "both", 200, BUILD),  # where it compiles
     Stage("entries", "first", 28, "{python} -m gpu.entries"),
     tests("tests", "first", 90, " ".join(NEEDS_GPU), GPU_PROCESSES),
-    bench("weights", "first", 90, WEIGHTS),
-    bench("model", "first", 60, f"{MODEL} {PEERS}"),
+    bench("weights", "first", 75, WEIGHTS),
+    bench("model", "first", 50, f"{MODEL} {PEERS}"),
+    # no picture: a half leaves eight files at most
+    bench("optimizer", "first", 25, f"optimizer {OPTIMIZER}", plots=False),
     sanitizer("memcheck", "second", 40, ""),
     sanitizer("racecheck", "second", 33),
     Stage("counters", "second", 30, COUNTERS, ("ncu",)),

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
     def measure_all(started: Started) -> Iterator[Row]:
         for each in plan:
-            yield measure(*each, variants, args.seconds, started)
+            yield measure(*each, variants, args.device, args.seconds, started)
 
     rows = []
     for row in run.rows(measure_all, len(plan), lambda rows: record.as_json(rows, variants)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..common import timing
+from ..common import cuda_timing, timing
 from ..common.errors import WRONG, reason_of
 from ..common.interval import Interval, ratio
 from ..common.optimizers import KINDS
@@ -30,6 +30,8 @@ class Row:
     times: dict[str, Timing] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)  # why a variant was not timed
+    host_times: dict[str, Timing] = field(default_factory=dict)  # CUDA: the host's time per call
+    methods: dict[str, str] = field(default_factory=dict)  # CUDA: "graph" or "events"
 
     @property
     def title(self) -> str:
@@ -51,18 +53,24 @@ def measure(
     kind: str,
     dtype: str,
     variants: list[Variant],
+    device: str,
     seconds: float,
     started: Started,
 ) -> Row:
     row = Row(workload, kind, dtype)
-    tensors = make_tensors(workload, torch.float32, DTYPES[dtype], "cpu")
+    tensors = make_tensors(workload, torch.float32, DTYPES[dtype], device)
     tensors = Tensors(tensors.weights, [GRADIENTS * grad for grad in tensors.grads])
-    calls = {}
+    sets = 1
+    if device == "cuda":
+        sets = cuda_timing.sets_needed(sum(weight.nbytes for weight in tensors.weights))
+    calls: dict[str, list[Call]] = {}
     for variant in variants:
         started(f"{row.title}: checking {variant.name}")
         try:
             found = check(variant, tensors, kind)
-            update = variant.make(tensors.clone(), kind, {})
+            updates = [variant.make(tensors.clone(), kind, {}) for _ in range(sets)]
+            for update in updates:
+                update.run()  # the first makes the states of torch's optimizers
         except Exception as error:  # a PyTorch without this implementation
             if variant.is_ours:
                 raise
@@ -73,7 +81,10 @@ def measure(
             continue
         if found.errors:
             row.checks[variant.name] = found
-        calls[variant.name] = Call(lambda _, update=update: update.run())
+        calls[variant.name] = [Call(lambda _, update=update: update.run()) for update in updates]
     started(f"{row.title}: timing")
-    row.times = timing.measure(calls, seconds)
+    if device == "cuda":
+        row.times, row.host_times, row.methods = cuda_timing.measure(calls, seconds)
+    else:
+        row.times = timing.measure({name: call for name, (call,) in calls.items()}, seconds)
     return row

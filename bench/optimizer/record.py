@@ -14,6 +14,8 @@ METHOD = {
     "weights, and these; copy moves as many",
     "x_copy, x_torch_fused": "times within the same round: the median of the rounds, its 95 % "
     "confidence interval (low, high) and the rounds' quartiles",
+    "host": "on CUDA what a call takes of the host's time, all else being the kernels', in CUDA "
+    "graphs, of which AdamW has to be capturable",
     "errors": "max|x - x64| / max|x64| of all that is written, after two updates, in epsilons",
 }
 
@@ -49,6 +51,9 @@ def _update_json(row: Row, name: str) -> dict:
         "rounds": timing.samples,
         "calls_per_round": timing.batch,
     }
+    if name in row.host_times:
+        found["host"] = row.host_times[name].as_json("ms")
+        found["method"] = row.methods[name]
     if name in row.checks:
         found["errors"] = row.checks[name].errors
     for key, other in (("x_copy", COPY), ("x_torch_fused", TORCH)):

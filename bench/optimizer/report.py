@@ -30,10 +30,11 @@ def print_row(row: Row) -> None:
     )
     table.add_columns("variant")
     headers = ("an update", f"x {TORCH}", "95 %\ninterval", "x copy", "95 %\ninterval")
-    table.add_columns(*headers, right=True)
+    table.add_columns(*headers, *(["host"] if row.host_times else []), right=True)
     for name, timing in row.times.items():
         ratios = (cell for other in (TORCH, COPY) for cell in _cells(row.ratio(name, other)))
-        table.add_row(name, spread(timing), *ratios)
+        host = [spread(row.host_times[name])] if row.host_times else []
+        table.add_row(name, spread(timing), *ratios, *host)
     print_table(table)
 
 

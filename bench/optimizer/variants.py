@@ -53,7 +53,8 @@ def _fused(clip: float) -> Make:
         outs = [torch.empty_like(grad) for grad in grads]
         states = [[torch.zeros_like(w) for _ in KINDS[kind].states] for w in weights]
         adam = kind == "adamw"
-        steps = [torch.zeros(1) for _ in weights] if adam else []
+        device = weights[0].device  # where torch's fused AdamW has its steps, too
+        steps = [torch.zeros(1, device=device) for _ in weights] if adam else []
         none, count = [None] * len(weights), len(weights)
         arguments = [*_formula(weights), _rule(kind, numbers), [0] * count, [clip] * count, steps]
 
@@ -93,7 +94,9 @@ def _torch(implementation: str, clip: str = "none", standardizes: bool = False) 
         weights = tensors.weights
         for weight, grad in zip(weights, tensors.grads, strict=True):
             weight.grad = grad.to(weight.dtype)
-        optimizer = make_optimizer(kind, weights, implementation, **numbers)
+        # a CUDA graph, in which updates are timed, takes no other AdamW
+        capturable = {"capturable": True} if kind == "adamw" and weights[0].is_cuda else {}
+        optimizer = make_optimizer(kind, weights, implementation, **numbers, **capturable)
         states: Lists = {name: [] for name in KINDS[kind].states}
         results = {"weight": weights, **states}
 
@@ -139,8 +142,9 @@ def _clip_grad_norm(tensors: Tensors, kind: str, numbers: dict[str, float]) -> U
 
 def _copy(tensors: Tensors, kind: str, numbers: dict[str, float]) -> Update:
     elements = sum(weight.numel() for weight in tensors.weights)
-    in_place = [torch.ones(elements) for _ in ("weight", *KINDS[kind].states)]
-    grads = torch.ones(elements, dtype=tensors.grads[0].dtype)
+    device = tensors.weights[0].device
+    in_place = [torch.ones(elements, device=device) for _ in ("weight", *KINDS[kind].states)]
+    grads = torch.ones(elements, dtype=tensors.grads[0].dtype, device=device)
     outs = torch.empty_like(grads)
 
     def run():

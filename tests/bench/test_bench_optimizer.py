@@ -9,10 +9,11 @@ import torch_ws
 from benchmark import run_main
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.common import optimizers
-from bench.optimizer import command
+from bench.common import cuda_timing, optimizers
+from bench.common.timing import Timing
+from bench.optimizer import command, record, report
 from bench.optimizer.checks import NUMBERS, check
-from bench.optimizer.measure import DTYPES, GRADIENTS
+from bench.optimizer.measure import DTYPES, GRADIENTS, measure
 from bench.optimizer.variants import Update, moved_bytes, variants
 from bench.weights.workloads import Tensors, Workload, make_tensors
 
@@ -229,3 +230,51 @@ def test_a_pytorch_without_the_baseline(run, monkeypatch):
     assert list(row["updates"]) == ["fused", "copy"]
     assert row["updates"]["fused"]["x_torch_fused"] is None
     assert row["skipped"]["torch_fused"] == "`fused=True` requires another device"
+
+
+# --- on a GPU
+
+
+def test_on_cuda(monkeypatch, capsys):
+    """What the timer of CUDA graphs gets, and what becomes of its times, which are made up here."""
+    devices, runs, before = [], [], []
+    right = variants()["fused"]
+
+    def make(tensors, kind, numbers):
+        update = right.make(tensors, kind, numbers)
+        number = len(runs)
+        runs.append(0)
+
+        def run():
+            runs[number] += 1
+            update.run()
+
+        return Update(run, update.results)
+
+    def timed(calls, seconds):
+        before.extend(runs)
+        for sets in calls.values():
+            for call in sets:
+                call.run(call.prepare())
+        kernels, host = (dict.fromkeys(calls, Timing.of([t, t, t], 1)) for t in (2e-3, 1e-5))
+        return kernels, host, dict.fromkeys(calls, "graph")
+
+    def on_the_cpu(workload, dtype, out_dtype, device):
+        devices.append(device)
+        return make_tensors(workload, dtype, out_dtype, "cpu")
+
+    monkeypatch.setattr(cuda_timing, "sets_needed", lambda nbytes: 3)
+    monkeypatch.setattr(cuda_timing, "measure", timed)
+    monkeypatch.setattr("bench.optimizer.measure.make_tensors", on_the_cpu)
+    chosen = [dataclasses.replace(right, make=make)]
+    row = measure(SMALL, "sgd", "float32", chosen, "cuda", 1, lambda part: None)
+    assert devices == ["cuda"]
+    # the check's; then each set's own, which has made its states when a graph is captured
+    assert (before, runs) == ([2, 1, 1, 1], [2, 2, 2, 2])
+    (found,) = record.as_json([row], chosen)["rows"]
+    entry = found["updates"]["fused"]
+    assert (entry["median_ms"], entry["host"]["median_ms"], entry["method"]) == (2, 0.01, "graph")
+    report.print_row(row)
+    fused, spread = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert fused[:3] == ["fused", "2.00", "ms"] and fused[-2:] == ["10.0", "µs"]
+    assert spread == ["±0%", "±0%"]

@@ -185,7 +185,7 @@ def files_only(stage):
 @pytest.mark.parametrize(
     ("half", "expected"),
     [
-        ("first", {"weights.json", "weights.png", "model.json", "model.png"}),
+        ("first", {"weights.json", "weights.png", "model.json", "model.png", "optimizer.json"}),
         ("second", {"compile.json", "compile.png", "step.json", "step.png", "counters.csv"}),
     ],
 )

@@ -1,6 +1,7 @@
 """Libraries brought along to a GPU machine: what they are built from, and when they are used."""
 
 import json
+import sys
 
 import pytest
 
@@ -49,8 +50,12 @@ found = {name: os.environ[name] for name in names}
 (folder / "build.json").write_text(json.dumps({"cuda": "13.0", "given": found}))
 (folder / "libws.so").write_bytes(bytes(600_000))
 """)
+    headers = tree / "include"
+    headers.mkdir()
+    (headers / "Python.h").touch()
     python = tree / "python 3.12"
-    python.touch(0o755)
+    python.write_text(f"#!/bin/sh\necho '{python}'\necho '{headers}'\n")
+    python.chmod(0o755)
     monkeypatch.setenv("CMAKE_ARGS", "-DMORE=1")
     libraries.main(["--python", str(python), "--architecture", "9.0"])
     info = json.loads((libraries.FOLDER / "build.json").read_text())
@@ -58,9 +63,34 @@ found = {name: os.environ[name] for name in names}
     given = {"WS_CUDA": "on", "TORCH_CUDA_ARCH_LIST": "9.0", "CMAKE_ARGS": arguments}
     assert info == {"cuda": "13.0", "given": given, "sources": libraries.digest()}
     assert "   0.6 MB  build/gpu-libs/torch_ws/libws.so\n" in capsys.readouterr().out
+
+
+# Not there; a version manager's name for a version that it was not told; bare, and dead; no headers
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "python3.12 is not found"),
+        (
+            "echo 'pyenv: python3.12: command not found' >&2; exit 127",
+            "does not run: pyenv: python3",
+        ),
+        ("exit 3", "does not run: exit status 3"),
+        ("echo /bin/python3; echo /no/include", "no headers: /no/include/Python.h is not found"),
+    ],
+)
+def test_a_python_that_cannot_be_built_for(tree, monkeypatch, capsys, script, said):
+    monkeypatch.setenv("PATH", str(tree))
+    if script is not None:
+        (tree / "python3.12").write_text(f"#!/bin/sh\n{script}\n")
+        (tree / "python3.12").chmod(0o755)
     with pytest.raises(SystemExit):
-        libraries.main(["--python", "no-such-python", "--architecture", "9.0"])
-    assert "argument --python: no-such-python is not found" in capsys.readouterr().err
+        libraries.main(["--python", "python3.12", "--architecture", "9.0"])
+    error = capsys.readouterr().err
+    assert "argument --python: python3.12" in error and said in error
+
+
+def test_this_python_has_what_is_needed():
+    assert libraries.find_python(sys.executable) == sys.executable
 
 
 def bring(monkeypatch, sources, loads="import torch"):

@@ -58,16 +58,18 @@ def test_every_wrong_weight_is_named(monkeypatch, capsys):
 def test_launches():
     calls = list(launches.calls("cpu"))
     titles = [title for title, _ in calls]
-    model, weights = titles[:3], titles[3:]
+    model, weights = titles[:5], titles[5:]
     assert model == [
         "ResNet-50 to torch.float32, forward",
         "ResNet-50 to torch.float32, backward",
         "ResNet-50 to torch.bfloat16, forward",
+        "ResNet-50 to torch.float32, update",
+        "ResNet-50 to torch.float32, norms",
     ]
     lengths = [int(title.split()[0].split("x")[1]) for title in weights if "forward" in title]
     assert lengths == list(ROW_LENGTHS) and len(weights) <= 14  # a dozen: each takes ncu a second
     assert [title for title in weights if "backward" in title]
-    for _, call in calls[-5:]:
+    for _, call in (*calls[3:5], *calls[-5:]):
         call()
 
 

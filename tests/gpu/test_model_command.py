@@ -1,13 +1,15 @@
 """``python3 -m gpu.model``: what it prints, and figures of a GPU beside it, from made-up files."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch_ws
+from benchmark import run_main
 
 from bench.weights.workloads import model_workload, weight_workload
-from gpu import model, prediction
+from gpu import measured, model, prediction
 from gpu.prediction import CHIPS, Call, Constants, predict
 
 needs_table = pytest.mark.skipif(
@@ -22,8 +24,8 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # no table has to be cut
 
 
-def call(text, direction="forward"):
-    return Call.of(weight_workload(text), "float32", direction)
+def call(text, direction="forward", dtype="float32"):
+    return Call.of(weight_workload(text), dtype, direction)
 
 
 def words(capsys):
@@ -150,6 +152,40 @@ def test_reads_what_the_benchmark_writes(tmp_path, capsys):
     us = record["rows"][1]["providers"]["torch_ws"]["median_us"]
     output = words(capsys)
     assert output.count("PREDICTION: forward, float32: B200") == 1 and f" {us:.2f} " in output
+
+
+@needs_table
+def test_reads_what_the_optimizers_command_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measured, "model_workload", weight_workload)
+    monkeypatch.setattr(
+        "bench.optimizer.command.model_workload", lambda _: weight_workload("64x576")
+    )
+    path = tmp_path / "optimizer.json"
+    options = "--optimizer sgd adamw --variants fused norms --seconds 0.01"
+    run_main(f"optimizer {options} --json {path}", monkeypatch)
+    record = json.loads(path.read_text())
+    record["machine"] |= {"gpu": "NVIDIA H200", "gpu_multiprocessors": 132}
+    for row in record["rows"]:
+        row["model"] = "64x576"
+    path.write_text(json.dumps(record))
+    found = measured.read([str(path)], ("update", "norms"))["H200"]
+    expected = {}
+    for row, dtype in zip(record["rows"], ("float32", "float32:bfloat16"), strict=False):
+        us = {name: 1e3 * entry["median_ms"] for name, entry in row["updates"].items()}
+        expected[call("64x576", "update", dtype)] = (us["fused"], us["copy"])
+        expected[call("64x576", "norms", dtype)] = (
+            us["norms"],
+            pytest.approx(math.nan, nan_ok=True),
+        )
+    assert found.figures == expected
+    assert [line.split(" of ")[0] for line in found.left_out] == [
+        "64x576, AdamW, float32",
+        "64x576, AdamW, bfloat16",
+    ]
+    capsys.readouterr()
+    model.main(["--measured", str(path)])
+    output = words(capsys)
+    assert "PREDICTION: update, float32:bfloat16: H200" in output and "Left out: 64x576" in output
 
 
 @pytest.mark.parametrize(
