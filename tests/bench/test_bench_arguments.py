@@ -78,12 +78,6 @@ def test_what_is_not_here(command, monkeypatch, capsys):
     assert "it needs matplotlib, which is not installed" in error
 
 
-def test_optimizer_on_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    error = refusal("optimizer", "--device cuda", monkeypatch, capsys)
-    assert "argument --device: this command times on the CPU, got cuda" in error
-
-
 def test_instruction_set_that_is_not_here(monkeypatch, capsys):
     def refuse(name):
         if name == "avx512":

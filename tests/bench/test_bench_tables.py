@@ -153,6 +153,15 @@ class OptimizerRow:
         return {name: timing(e, "ms", "rounds", "calls_per_round") for name, e in entries}
 
     @property
+    def host_times(self):
+        entries = self.found["updates"].items()
+        return {
+            name: timing({**e, **e["host"]}, "ms", "rounds", "calls_per_round")
+            for name, e in entries
+            if "host" in e
+        }
+
+    @property
     def checks(self):
         entries = self.found["updates"].items()
         return {name: OptimizerCheck(e["errors"]) for name, e in entries if "errors" in e}
