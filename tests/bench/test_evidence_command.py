@@ -167,6 +167,15 @@ def without_times(found):
     return {"comparisons": found["comparisons"], "runs": runs}
 
 
+def journal_with(lines, process, folder):
+    """The journal of a running program, once it has so many lines."""
+    journal = folder / FILE
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < lines:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return journal
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same(in_this_process, images, tmp_path):
     """As in this process, with two; and that of the killed one ends."""
@@ -174,10 +183,7 @@ def test_killed_and_resumed_gives_the_same(in_this_process, images, tmp_path):
     main(f"evidence --data {images} --out {tmp_path / 'whole'} {arguments}".split())
     whole = json.loads((tmp_path / "whole" / "evidence.json").read_text())
     process = program(images, tmp_path, f"{arguments} --workers 1")
-    journal = tmp_path / FILE
-    while not journal.exists() or len(journal.read_bytes().splitlines()) < 4:
-        assert process.poll() is None
-        time.sleep(0.01)
+    journal = journal_with(4, process, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     lines = journal.read_bytes().splitlines()
@@ -194,10 +200,7 @@ def test_killed_and_resumed_gives_the_same(in_this_process, images, tmp_path):
 def test_a_process_that_is_killed_ends_the_command(images, tmp_path):
     """As the system does where memory is short. Its run is lost, the others are kept."""
     process = program(images, tmp_path, "--steps 60 --seeds 2 --only initialization --workers 1")
-    journal = tmp_path / FILE
-    while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    journal = journal_with(2, process, tmp_path)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         pid = int(path.parent.name)
         if os.getsid(pid) == process.pid and b"spawn_main" in path.read_bytes():
@@ -226,10 +229,7 @@ def any_of_session(session):
 @pytest.mark.slow
 def test_stopped_by_the_user_says_how_to_go_on(images, tmp_path):
     process = program(images, tmp_path, "--steps 60 --seeds 2 --only initialization")
-    journal = tmp_path / FILE
-    while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    journal = journal_with(2, process, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as ^C in a terminal does
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -163,6 +163,7 @@ def test_the_optimizers_step(tmp_path, monkeypatch):
         (f"{title}: of copy's time", 1.19, True),
         (f"{title}: host", pytest.approx(110), False),
         ("small, AdamW, float32: of copy's time", 1.21, False),
+        ("small, AdamW, float32: host", None, False),
     ]
     times = [1e3 * sgd[name]["median_ms"] for name in ("fused", "copy", "grouped", "torch_fused")]
     note = "us: {:.1f}, copy {:.1f}, grouped {:.1f}, torch_fused {:.1f}".format(*times)
@@ -170,6 +171,17 @@ def test_the_optimizers_step(tmp_path, monkeypatch):
     assert found["missing"] == [
         f"optimizer: {title}: grouped is in no CUDA graph, its time has gaps in it"
     ]
+    # neither a wrong update nor a copy that had no memory ends the summary
+    del sgd["fused"], adamw["copy"]
+    adamw["fused"]["x_copy"] = None
+    record["rows"][0]["skipped"] = {"fused": "wrong, in epsilons: weight 9"}
+    record["rows"][1]["skipped"] = {"copy": "out of memory"}
+    path.write_text(json.dumps(record))
+    found = summary(tmp_path, "optimizer")
+    assert [each["measured"] for each in found["targets"]] == 4 * [None]
+    assert found["wrong"] == [f"optimizer: {title}: wrong, in epsilons: weight 9"]
+    assert found["missing"][1:] == ["optimizer: copy was left out: out of memory"]
+    assert f"WRONG: {found['wrong'][0]}" in render(found).splitlines()
 
 
 def test_what_was_not_measured_is_said(tmp_path):
